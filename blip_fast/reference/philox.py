@@ -1,8 +1,8 @@
 """Philox4x32-10, counter-based random numbers (Salmon et al., SC'11), in integer arithmetic of plain torch.
 
 Every random pick of the library comes from here or from its twins, `csrc/common/philox.h` and `kernels/philox.py`. The
-key is a 64-bit seed. The four words of the counter name the number that is wanted (an offset, a row, ...), never a thread
-or a tile, so that all backends draw the same.
+key is a 64-bit seed. The four words of the counter name the number that is wanted (an offset, a row, ...), never a
+thread or a tile, so that all backends draw the same.
 """
 
 from __future__ import annotations
