@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -63,4 +63,8 @@ class CMakeBuild(build_ext):
 
 
 # The extension is named so that wheels carry a platform tag; CMake does the work.
-setup(ext_modules=[Extension("blip_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(
+    packages=[*find_packages(include=["blip_fast", "blip_fast.*"]), "blip_fast.kernels"],
+    ext_modules=[Extension("blip_fast._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)
