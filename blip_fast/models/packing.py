@@ -1,0 +1,111 @@
+"""Texts without padding: real tokens one after the other, with everything a layer must know about them.
+
+A plan is exact where the lengths are on the host: from a CPU mask, or built by the data loader. From a mask on the device it has
+room for all positions, so that nothing is read back; rows past the last token are never looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class PackedTexts:
+    """S texts of at least one token each in T rows. The host knows T, S and ``max_length``, nothing else.
+
+    Attributes:
+        input_ids: (T,) token ids; rows from ``cu_seqlens[-1]`` on are fill.
+        positions: (T,) position of each token in its text.
+        cu_seqlens: (S + 1,) int32; text s has the rows ``cu_seqlens[s]`` to ``cu_seqlens[s + 1]``.
+        max_length: upper bound of the lengths.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    cu_seqlens: Tensor
+    max_length: int
+
+    def __len__(self) -> int:
+        return self.cu_seqlens.shape[0] - 1
+
+    @property
+    def first_rows(self) -> Tensor:
+        """(S,) row of each text's first token."""
+        return self.cu_seqlens[:-1].long()
+
+    def with_first_token(self, token_id: int) -> PackedTexts:
+        """The same texts, the first token replaced by the task's: [ENC] or [DEC] in place of [CLS]."""
+        ids = self.input_ids.index_fill(0, self.first_rows, token_id)
+        return PackedTexts(ids, self.positions, self.cu_seqlens, self.max_length)
+
+    def next_tokens(self, prompt_length: int = 0) -> Tensor:
+        """(T,) label of each row: the token after it; -100 in fill, at the end of a text, and for the prompt's tokens."""
+        following_rows = torch.arange(1, self.input_ids.shape[0] + 1, device=self.input_ids.device, dtype=torch.int32)
+        text = torch.searchsorted(self.cu_seqlens[1:], following_rows).clamp(max=len(self) - 1)
+        ends = self.cu_seqlens[1:].index_select(0, text) <= following_rows
+        return self.input_ids.roll(-1).masked_fill(ends | (self.positions + 1 < prompt_length), IGNORED)
+
+    def select(self, index: Tensor) -> PackedTexts:
+        """Texts ``index`` (n,), in that order; rows for n texts of ``max_length`` unless the index is on the CPU."""
+        chosen = self.cu_seqlens.diff().index_select(0, index)
+        cu_seqlens = F.pad(chosen.cumsum(0), (1, 0)).to(torch.int32)
+        capacity = index.shape[0] * self.max_length
+        if index.device.type == "cpu" and not torch.compiler.is_compiling():
+            capacity = int(cu_seqlens[-1])
+        rows = torch.arange(capacity, device=index.device, dtype=torch.int32)
+        text = torch.searchsorted(cu_seqlens[1:], rows, right=True).clamp(max=index.shape[0] - 1)
+        shift = self.first_rows.index_select(0, index) - cu_seqlens[:-1]
+        source = (rows + shift.index_select(0, text)).clamp(max=self.input_ids.shape[0] - 1)
+        ids, positions = self.input_ids.index_select(0, source), self.positions.index_select(0, source)
+        return PackedTexts(ids, positions, cu_seqlens, self.max_length)
+
+
+def pack(input_ids: Tensor | PackedTexts, attention_mask: Tensor | None = None) -> PackedTexts:
+    """Pack padded texts; packed ones are returned as they are.
+
+    Args:
+        input_ids: (S, N) int64 ids.
+        attention_mask: (S, N), 1 for tokens and 0 for padding. On the CPU (the ids may be elsewhere) the plan is exact;
+            None: no padding.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if isinstance(input_ids, PackedTexts):
+        return input_ids
+    if input_ids.dim() != 2:
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (S, N)")
+    texts, width = input_ids.shape
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; expected {(texts, width)}")
+    lengths = (attention_mask != 0).sum(1)
+    capacity, max_length = texts * width, width
+    if attention_mask.device.type == "cpu" and not torch.compiler.is_compiling():
+        capacity, max_length = int(lengths.sum()), int(lengths.max())
+    # a stable sort brings the real tokens to the front, in order
+    rows = (attention_mask == 0).flatten().to(torch.uint8).argsort(stable=True)[:capacity]
+    rows = rows.to(input_ids.device, non_blocking=True)
+    cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32).to(input_ids.device, non_blocking=True)
+    return PackedTexts(input_ids.flatten().index_select(0, rows), rows % width, cu_seqlens, max_length)
+
+
+def concatenate(packed: list[PackedTexts]) -> PackedTexts:
+    """Several packed batches as one. Fill behind any but the last one must not exist: it would sit between texts."""
+    starts = [0]
+    for texts in packed:
+        starts.append(starts[-1] + texts.input_ids.shape[0])
+    cu_seqlens = [texts.cu_seqlens[:-1] + start for texts, start in zip(packed, starts, strict=False)]
+    return PackedTexts(
+        torch.cat([texts.input_ids for texts in packed]),
+        torch.cat([texts.positions for texts in packed]),
+        torch.cat([*cu_seqlens, packed[-1].cu_seqlens[-1:] + starts[-2]]),
+        max(texts.max_length for texts in packed),
+    )
