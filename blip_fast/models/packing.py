@@ -6,7 +6,7 @@ room for all positions, so that nothing is read back; rows past the last token a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +24,14 @@ class PackedTexts:
         positions: (T,) position of each token in its text.
         cu_seqlens: (S + 1,) int32; text s has the rows ``cu_seqlens[s]`` to ``cu_seqlens[s + 1]``.
         max_length: upper bound of the lengths.
+        exact: whether there is no fill.
     """
 
     input_ids: Tensor
     positions: Tensor
     cu_seqlens: Tensor
     max_length: int
+    exact: bool
 
     def __len__(self) -> int:
         return self.cu_seqlens.shape[0] - 1
@@ -41,8 +43,7 @@ class PackedTexts:
 
     def with_first_token(self, token_id: int) -> PackedTexts:
         """The same texts, the first token replaced by the task's: [ENC] or [DEC] in place of [CLS]."""
-        ids = self.input_ids.index_fill(0, self.first_rows, token_id)
-        return PackedTexts(ids, self.positions, self.cu_seqlens, self.max_length)
+        return replace(self, input_ids=self.input_ids.index_fill(0, self.first_rows, token_id))
 
     def next_tokens(self, prompt_length: int = 0) -> Tensor:
         """(T,) label of each row: the token after it; -100 in fill, at the end of a text, and for the prompt's tokens."""
@@ -51,19 +52,19 @@ class PackedTexts:
         ends = self.cu_seqlens[1:].index_select(0, text) <= following_rows
         return self.input_ids.roll(-1).masked_fill(ends | (self.positions + 1 < prompt_length), IGNORED)
 
-    def select(self, index: Tensor) -> PackedTexts:
-        """Texts ``index`` (n,), in that order; rows for n texts of ``max_length`` unless the index is on the CPU."""
+    def select(self, index: Tensor, capacity: int) -> PackedTexts:
+        """Texts ``index`` (n,), in that order; ``capacity`` rows, unless the index is on the CPU and tells how many."""
         chosen = self.cu_seqlens.diff().index_select(0, index)
         cu_seqlens = F.pad(chosen.cumsum(0), (1, 0)).to(torch.int32)
-        capacity = index.shape[0] * self.max_length
-        if index.device.type == "cpu" and not torch.compiler.is_compiling():
+        exact = _on_host(index)
+        if exact:
             capacity = int(cu_seqlens[-1])
         rows = torch.arange(capacity, device=index.device, dtype=torch.int32)
         text = torch.searchsorted(cu_seqlens[1:], rows, right=True).clamp(max=index.shape[0] - 1)
         shift = self.first_rows.index_select(0, index) - cu_seqlens[:-1]
         source = (rows + shift.index_select(0, text)).clamp(max=self.input_ids.shape[0] - 1)
         ids, positions = self.input_ids.index_select(0, source), self.positions.index_select(0, source)
-        return PackedTexts(ids, positions, cu_seqlens, self.max_length)
+        return PackedTexts(ids, positions, cu_seqlens, self.max_length, exact)
 
 
 def pack(input_ids: Tensor | PackedTexts, attention_mask: Tensor | None = None) -> PackedTexts:
@@ -87,25 +88,16 @@ def pack(input_ids: Tensor | PackedTexts, attention_mask: Tensor | None = None) 
     if attention_mask.shape != input_ids.shape:
         raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; expected {(texts, width)}")
     lengths = (attention_mask != 0).sum(1)
-    capacity, max_length = texts * width, width
-    if attention_mask.device.type == "cpu" and not torch.compiler.is_compiling():
+    capacity, max_length, exact = texts * width, width, _on_host(attention_mask)
+    if exact:
         capacity, max_length = int(lengths.sum()), int(lengths.max())
     # a stable sort brings the real tokens to the front, in order
     rows = (attention_mask == 0).flatten().to(torch.uint8).argsort(stable=True)[:capacity]
     rows = rows.to(input_ids.device, non_blocking=True)
     cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32).to(input_ids.device, non_blocking=True)
-    return PackedTexts(input_ids.flatten().index_select(0, rows), rows % width, cu_seqlens, max_length)
+    return PackedTexts(input_ids.flatten().index_select(0, rows), rows % width, cu_seqlens, max_length, exact)
 
 
-def concatenate(packed: list[PackedTexts]) -> PackedTexts:
-    """Several packed batches as one. Fill behind any but the last one must not exist: it would sit between texts."""
-    starts = [0]
-    for texts in packed:
-        starts.append(starts[-1] + texts.input_ids.shape[0])
-    cu_seqlens = [texts.cu_seqlens[:-1] + start for texts, start in zip(packed, starts, strict=False)]
-    return PackedTexts(
-        torch.cat([texts.input_ids for texts in packed]),
-        torch.cat([texts.positions for texts in packed]),
-        torch.cat([*cu_seqlens, packed[-1].cu_seqlens[-1:] + starts[-2]]),
-        max(texts.max_length for texts in packed),
-    )
+def _on_host(tensor: Tensor) -> bool:
+    """Whether values may be read: on the CPU, and not while a graph is traced."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
