@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blip_fast.models.packing import PackedTexts
-from blip_fast.models.text import AttentionDropout, Stream, embed, run_layers
+from blip_fast.models.text import AttentionDropout, Stream, encoder_stream, run_layers
 from blip_fast.models.vit import class_state, image_states
-from blip_fast.ops import momentum_update_
+from blip_fast.ops import enqueue_, mine_hard_negatives, momentum_update_
+from blip_fast.outputs import Negatives
 from blip_fast.reference.momentum_model import MomentumModel as ReferenceMomentumModel
 from blip_fast.reference.text import TextEncoder
 
@@ -18,6 +19,7 @@ class MomentumModel(ReferenceMomentumModel):
     """The reference's parameters, names and initialisation with fused steps."""
 
     def update_momentum(self) -> None:
+        """Move the momentum copies towards the online parameters, in one launch."""
         params_m, params = zip(*self.momentum_pairs(), strict=True)
         momentum_update_(params_m, params, self.config.momentum)
 
@@ -41,16 +43,26 @@ class MomentumModel(ReferenceMomentumModel):
 
     def text_state(self, encoder: TextEncoder, texts: PackedTexts) -> Tensor:
         """State of the first token of texts that see no image, (S, text_width)."""
-        layers = encoder.encoder.layer
-        attention = [layer.attention for layer in layers]
-        stream = Stream(texts, attention, embed(encoder.embeddings, texts), first_only=True)
-        return run_layers(layers, [stream], None, self.attention_dropout(texts.input_ids.device))[0]
+        dropout = self.attention_dropout(texts.input_ids.device)
+        return run_layers(encoder.encoder.layer, [encoder_stream(encoder, texts)], dropout)[0]
+
+    def enqueue_rows(self, pointer: Tensor, **rows_of_queue: Tensor) -> None:
+        """Put rows (B, E) of all ranks into the queues of these names, which share a pointer."""
+        start = pointer.clone()
+        for name, rows in zip(rows_of_queue, self.gather_features(*rows_of_queue.values()), strict=True):
+            pointer.copy_(start)
+            enqueue_(getattr(self, name), rows, pointer)
+
+    def draw_negatives(
+        self, sim_i2t: Tensor, sim_t2i: Tensor, ids: Tensor | None = None, epsilon: float = 1e-4, row_offset: int = 0
+    ) -> Negatives:
+        """Hard negatives for both directions, from a seed drawn on the device."""
+        seed = torch.randint(2**62, (1,), device=sim_i2t.device)
+        return Negatives(*mine_hard_negatives(sim_i2t, sim_t2i, ids, epsilon, seed=seed, row_offset=row_offset))
 
     def matching_stream(self, texts: PackedTexts, image_of_text: Tensor) -> Stream:
         """Texts with [ENC] in front, each looking at an image, of which the first token's state is wanted."""
-        texts = texts.with_first_token(self.config.enc_token_id)
-        attention = [layer.attention for layer in self.text_encoder.encoder.layer]
-        return Stream(texts, attention, embed(self.text_encoder.embeddings, texts), image_of_text, first_only=True)
+        return encoder_stream(self.text_encoder, texts.with_first_token(self.config.enc_token_id), image_of_text)
 
     def matching_loss_of(self, states: Tensor, pairs: int) -> Tensor:
         """ITM loss from first-token states (3 * pairs, width): the true pairs, then two wrong ones for each."""

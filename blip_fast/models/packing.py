@@ -1,7 +1,7 @@
 """Texts without padding: real tokens one after the other, with everything a layer must know about them.
 
-A plan is exact where the lengths are on the host: from a CPU mask, or built by the data loader. From a mask on the device it has
-room for all positions, so that nothing is read back; rows past the last token are never looked at.
+A plan is exact where the lengths are on the host: from a CPU mask, or built by the data loader. From a mask on the device it
+has room for all positions, so that nothing is read back; rows past the last token are never looked at.
 """
 
 from __future__ import annotations
@@ -51,6 +51,14 @@ class PackedTexts:
         text = torch.searchsorted(self.cu_seqlens[1:], following_rows).clamp(max=len(self) - 1)
         ends = self.cu_seqlens[1:].index_select(0, text) <= following_rows
         return self.input_ids.roll(-1).masked_fill(ends | (self.positions + 1 < prompt_length), IGNORED)
+
+    def unpack(self, values: Tensor) -> Tensor:
+        """Rows (T, ...) -> (S, max_length, ...), 0 behind the end of each text."""
+        columns = torch.arange(self.max_length, device=values.device)
+        rows = (self.first_rows[:, None] + columns).clamp(max=values.shape[0] - 1)
+        padded = values.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+        real = columns < self.cu_seqlens.diff()[:, None]
+        return padded * real.view(*real.shape, *(1,) * (values.dim() - 1)).to(values.dtype)
 
     def select(self, index: Tensor, capacity: int) -> PackedTexts:
         """Texts ``index`` (n,), in that order; ``capacity`` rows, unless the index is on the CPU and tells how many."""

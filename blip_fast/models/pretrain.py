@@ -7,8 +7,8 @@ from torch import Tensor
 
 from blip_fast.models.momentum_model import MomentumModel
 from blip_fast.models.packing import PackedTexts, pack
-from blip_fast.models.text import Stream, embed, run_layers
-from blip_fast.ops import contrastive_loss, enqueue_, linear_cross_entropy, mine_hard_negatives
+from blip_fast.models.text import decoder_stream, look_at, run_layers, token_losses
+from blip_fast.ops import contrastive_loss
 from blip_fast.outputs import Negatives, PretrainOutput
 from blip_fast.reference.pretrain import BlipPretrain as ReferencePretrain
 
@@ -39,25 +39,17 @@ class BlipPretrain(MomentumModel, ReferencePretrain):
         self.update_momentum()
         image_feat_m, text_feat_m = self.features_m(image, texts)
         loss_itc, sim_i2t, sim_t2i = self.contrastive(image_feat, text_feat, image_feat_m, text_feat_m, alpha)
-        self.enqueue(image_feat_m, text_feat_m)
-        chosen = self.mine_negatives(sim_i2t, sim_t2i) if negatives is None else Negatives(*negatives)
+        self.enqueue_rows(self.queue_ptr, image_queue=image_feat_m, text_queue=text_feat_m)
+        chosen = self.draw_negatives(sim_i2t, sim_t2i) if negatives is None else Negatives(*negatives)
         loss_itm, loss_lm = self.grounded_losses(states, texts, chosen)
         return PretrainOutput(loss_itc + loss_itm + loss_lm, loss_itc, loss_itm, loss_lm, chosen)
 
     def contrastive(
         self, image_feat: Tensor, text_feat: Tensor, image_feat_m: Tensor, text_feat_m: Tensor, alpha: float | Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """ITC loss and the similarities within the batch, against the queues as they are before this batch."""
         queues = (self.image_queue, self.text_queue)
         return contrastive_loss(image_feat, text_feat, image_feat_m, text_feat_m, *queues, self.temp, alpha)
-
-    def enqueue(self, image_feat_m: Tensor, text_feat_m: Tensor) -> None:
-        image_rows, text_rows = self.gather_features(image_feat_m, text_feat_m)
-        enqueue_(self.image_queue, image_rows, self.queue_ptr.clone())
-        enqueue_(self.text_queue, text_rows, self.queue_ptr)
-
-    def mine_negatives(self, sim_i2t: Tensor, sim_t2i: Tensor) -> Negatives:
-        seed = torch.randint(2**62, (1,), device=sim_i2t.device)
-        return Negatives(*mine_hard_negatives(sim_i2t, sim_t2i, seed=seed))
 
     def grounded_losses(self, states: Tensor, texts: PackedTexts, negatives: Negatives) -> tuple[Tensor, Tensor]:
         """ITM and LM losses: true pairs, both kinds of wrong pairs and the decoder go through the layers together."""
@@ -68,22 +60,10 @@ class BlipPretrain(MomentumModel, ReferencePretrain):
             texts.select(torch.cat([own, own, negatives.text_for_image]), capacity),
             torch.cat([own, negatives.image_for_text, own]),
         )
-        decoding = self.decoding_stream(texts, own)
+        decoding = decoder_stream(self.text_decoder, texts.with_first_token(self.config.dec_token_id), own)
         dropout = self.attention_dropout(states.device)
-        decoded, matched = run_layers(self.text_encoder.encoder.layer, [decoding, matching], states, dropout)
-        head = self.text_decoder.cls.predictions
-        loss_lm = linear_cross_entropy(
-            head.transform(decoded),
-            head.decoder.weight,
-            head.bias,
-            decoding.texts.next_tokens(),
-            label_smoothing=self.config.label_smoothing,
-        )
+        look = look_at(states, dropout)
+        decoded, matched = run_layers(self.text_encoder.encoder.layer, [decoding, matching], dropout, look)
+        smoothing = self.config.label_smoothing
+        loss_lm = token_losses(self.text_decoder, decoded, decoding.texts.next_tokens(), smoothing, "mean")
         return self.matching_loss_of(matched, pairs), loss_lm
-
-    def decoding_stream(self, texts: PackedTexts, image_of_text: Tensor) -> Stream:
-        """Texts with [DEC] in front through the decoder's causal self-attention."""
-        texts = texts.with_first_token(self.config.dec_token_id)
-        body = self.text_decoder.bert
-        attention = [layer.attention for layer in body.encoder.layer]
-        return Stream(texts, attention, embed(body.embeddings, texts), image_of_text, causal=True)

@@ -1,13 +1,13 @@
 """Packed texts through the text transformer, as functions of the reference's modules (which hold the parameters).
 
-Texts run in streams. Streams that share cross-attention and MLP (the text encoder and the decoder do, paper section 3.1) go
-through them together, in one matrix product per weight; each has a self-attention of its own. Image keys and values are projected
+Texts run in streams. Streams that share cross-attention and MLP (text encoder and decoder do, paper section 3.1) go through
+them together, in one matrix product per weight; each has a self-attention of its own. Image keys and values are projected
 once per layer, however many texts look at an image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blip_fast.models.packing import PackedTexts
-from blip_fast.ops import cross_attention, packed_self_attention
-from blip_fast.reference.text import TextAttention, TextEmbeddings, TextLayer
+from blip_fast.ops import cross_attention, linear_cross_entropy, packed_self_attention
+from blip_fast.reference.decoder import TextDecoder
+from blip_fast.reference.text import AttentionCore, TextAttention, TextEmbeddings, TextEncoder, TextLayer
 
 
 class AttentionDropout:
@@ -56,6 +57,27 @@ class Stream:
     first_only: bool = False
 
 
+def encoder_stream(
+    encoder: TextEncoder, texts: PackedTexts, image_of_text: Tensor | None = None, first_only: bool = True
+) -> Stream:
+    """Texts through the text encoder."""
+    attention = [layer.attention for layer in encoder.encoder.layer]
+    return Stream(texts, attention, embed(encoder.embeddings, texts), image_of_text, first_only=first_only)
+
+
+def decoder_stream(decoder: TextDecoder, texts: PackedTexts, image_of_text: Tensor) -> Stream:
+    """Texts through the decoder's causal self-attention."""
+    attention = [layer.attention for layer in decoder.bert.encoder.layer]
+    return Stream(texts, attention, embed(decoder.bert.embeddings, texts), image_of_text, causal=True)
+
+
+def token_losses(decoder: TextDecoder, hidden: Tensor, labels: Tensor, smoothing: float, reduction: str) -> Tensor:
+    """Label-smoothed cross-entropy of the decoder's final states (T, width) against labels (T,), -100 for none."""
+    head = decoder.cls.predictions
+    weight, bias = head.decoder.weight, head.bias
+    return linear_cross_entropy(head.transform(hidden), weight, bias, labels, smoothing, reduction=reduction)
+
+
 def embed(module: TextEmbeddings, texts: PackedTexts) -> Tensor:
     """Word plus position embeddings, normalised: (T, width)."""
     words = F.embedding(texts.input_ids, module.word_embeddings.weight)
@@ -63,14 +85,18 @@ def embed(module: TextEmbeddings, texts: PackedTexts) -> Tensor:
     return module.dropout(module.LayerNorm(words + positions))
 
 
+# What a layer does between self-attention and MLP: (layer, hidden (T, width), which rows look at which image) -> hidden.
+Look = Callable[[TextLayer, Tensor, "Layout"], Tensor]
+
+
 def run_layers(
-    layers: Sequence[TextLayer], streams: list[Stream], image_states: Tensor | None, dropout: AttentionDropout
+    layers: Sequence[TextLayer], streams: list[Stream], dropout: AttentionDropout, look: Look | None = None
 ) -> list[Tensor]:
     """Final states of each stream: (T, width), or (S, width) with ``first_only``.
 
-    ``layers`` give the cross-attention and MLP; ``image_states`` (B, L, state_width) are what texts look at, or None.
+    ``layers`` give the cross-attention, which ``look`` applies, and the MLP; without ``look`` texts see no image.
     """
-    layouts = (join(streams, last=False), join(streams, last=True)) if image_states is not None else None
+    layouts = (join(streams, last=False), join(streams, last=True)) if look is not None else None
     for index, layer in enumerate(layers):
         last = index == len(layers) - 1
         for stream in streams:
@@ -78,8 +104,8 @@ def run_layers(
             stream.hidden = attend(stream.attention[index], stream, dropout)
         sizes = [stream.hidden.shape[0] for stream in streams]
         hidden = streams[0].hidden if len(streams) == 1 else torch.cat([stream.hidden for stream in streams])
-        if image_states is not None and layouts is not None:
-            hidden = image_attention(layer.crossattention, hidden, image_states, layouts[last], dropout)
+        if look is not None and layouts is not None:
+            hidden = look(layer, hidden, layouts[last])
         hidden = layer.output(layer.intermediate(hidden), hidden)
         for stream, part in zip(streams, hidden.split(sizes), strict=True):
             stream.hidden = part
@@ -110,7 +136,9 @@ def self_attention_first(module: TextAttention, stream: Stream, dropout: Attenti
     columns = torch.arange(texts.max_length, device=key.device)
     rows = (texts.first_rows[:, None] + columns).clamp(max=key.shape[0] - 1)
     mask = columns < texts.cu_seqlens.diff()[:, None]
-    key, value = (states.index_select(0, rows.flatten()).unflatten(0, rows.shape).transpose(1, 2) for states in (key, value))
+    key, value = (
+        states.index_select(0, rows.flatten()).unflatten(0, rows.shape).transpose(1, 2) for states in (key, value)
+    )
     attended = F.scaled_dot_product_attention(
         query[:, :, None], key, value, attn_mask=mask[:, None, None], dropout_p=dropout.probability
     )
@@ -143,20 +171,35 @@ def join(streams: list[Stream], last: bool) -> Layout:
     return Layout(torch.cat(cu_seqlens), torch.cat(images))
 
 
-def image_attention(
-    module: TextAttention, hidden: Tensor, image_states: Tensor, layout: Layout, dropout: AttentionDropout
+def look_at(states: Tensor, dropout: AttentionDropout, lengths: Tensor | None = None) -> Look:
+    """Cross-attention to states (B, L, state_width), of which the first ``lengths`` (B,) are real (None: all)."""
+
+    def look(layer: TextLayer, hidden: Tensor, layout: Layout) -> Tensor:
+        module = layer.crossattention
+        return module.output(attend_states(module.self, hidden, states, layout, dropout, lengths), hidden)
+
+    return look
+
+
+def attend_states(
+    module: AttentionCore,
+    hidden: Tensor,
+    states: Tensor,
+    layout: Layout,
+    dropout: AttentionDropout,
+    lengths: Tensor | None = None,
 ) -> Tensor:
-    """Cross-attention sub-layer, (T, width): keys and values of each image are projected once."""
-    heads = module.self.heads
+    """Attention of rows (T, width) to states (B, L, state_width), whose keys and values are projected once: (T, width)."""
     attended = cross_attention(
-        split_heads(module.self.query(hidden), heads),
-        split_heads(module.self.key(image_states), heads),
-        split_heads(module.self.value(image_states), heads),
+        split_heads(module.query(hidden), module.heads),
+        split_heads(module.key(states), module.heads),
+        split_heads(module.value(states), module.heads),
         layout.cu_seqlens,
         layout.image_of_text,
+        image_lengths=lengths,
         **dropout.arguments(),
     )
-    return module.output(attended.flatten(1), hidden)
+    return attended.flatten(1)
 
 
 def split_heads(states: Tensor, heads: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from blip_fast.config import BlipConfig
 from blip_fast.outputs import CaptionOutput
 from blip_fast.reference.decoder import DecodingSession, TextDecoder, lm_labels, lm_loss
-from blip_fast.reference.generation import LengthNorm, Limits, beam_search, single_path
+from blip_fast.reference.generation import Decoder, LengthNorm, Limits, beam_search, single_path
 from blip_fast.reference.text import with_first_token
 from blip_fast.reference.vit import VisionTransformer
 
@@ -104,11 +104,14 @@ class BlipCaptioner(nn.Module):
         limits = Limits(max_length, min_length, config.sep_token_id, config.pad_token_id, repetition_penalty)
         start = start_ids(prompt_ids, images.shape[0], config).to(images.device)
         copies = 1 if sample else num_beams
-        states = self.visual_encoder(images).repeat_interleave(copies, dim=0)
-        session = DecodingSession(self.text_decoder, states)
+        session = self.decoding_session(images, copies, max_length)
         if copies == 1:
             return single_path(session, start, limits, top_p if sample else None, top_k)
         return beam_search(session, start, limits, num_beams, length_norm)[0]
+
+    def decoding_session(self, images: Tensor, copies: int, max_length: int) -> Decoder:
+        """Decoding of ``copies`` texts per image, of ``max_length`` tokens at most."""
+        return DecodingSession(self.text_decoder, self.visual_encoder(images).repeat_interleave(copies, dim=0))
 
 
 def start_ids(prompt_ids: Tensor, batch: int, config: BlipConfig) -> Tensor:

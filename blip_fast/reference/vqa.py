@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from blip_fast.config import BlipConfig
 from blip_fast.outputs import VQAOutput
 from blip_fast.reference.decoder import DecodingSession, TextDecoder, lm_labels, lm_loss
-from blip_fast.reference.generation import LengthNorm, Limits, beam_search, single_path
+from blip_fast.reference.generation import Decoder, LengthNorm, Limits, beam_search, single_path
 from blip_fast.reference.text import TextEncoder, with_first_token
 from blip_fast.reference.vit import VisionTransformer
 
@@ -98,12 +98,16 @@ class BlipVQA(nn.Module):
         """
         config = self.config
         limits = Limits(max_length, min_length, config.sep_token_id, config.pad_token_id)
-        states = self.question_states(image, question_ids, question_mask).repeat_interleave(num_beams, dim=0)
+        states = self.question_states(image, question_ids, question_mask)
         start = question_ids.new_full((len(image), 1), config.dec_token_id)
-        session = DecodingSession(self.text_decoder, states)
+        session = self.decoding_session(states, num_beams, max_length)
         if num_beams == 1:
             return single_path(session, start, limits)
         return beam_search(session, start, limits, num_beams, length_norm)[0]
+
+    def decoding_session(self, states: Tensor, copies: int, max_length: int) -> Decoder:
+        """Decoding of ``copies`` answers per question, of ``max_length`` tokens at most."""
+        return DecodingSession(self.text_decoder, states.repeat_interleave(copies, dim=0))
 
     @torch.no_grad()
     def rank_ids(
