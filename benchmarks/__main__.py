@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from benchmarks.results import new_document, write
 from benchmarks.table import new_console, print_head, print_summary
 from benchmarks.worker import run_in_child
 
+SECONDS_PER_BENCHMARK = 300.0
+
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("names", nargs=-1, metavar="[NAME]...")
@@ -24,7 +28,7 @@ from benchmarks.worker import run_in_child
 @click.option("--quick/--full", default=True, help="The quick set of cases (default), or all of them and longer.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
 @click.option("--list", "list_only", is_flag=True, help="List the benchmarks, most important first, and stop.")
-@click.option("--timeout", default=300.0, show_default=True, help="Seconds after which one benchmark is stopped.")
+@click.option("--time-limit", type=float, help="Seconds for the whole run; benchmarks left over count as failed.")
 @click.option("--tests-passed/--tests-failed", default=None, help="Record how the tests ended that ran just before.")
 @click.option(
     "--root",
@@ -38,7 +42,7 @@ def main(
     quick: bool,
     json_file: Path | None,
     list_only: bool,
-    timeout: float,
+    time_limit: float | None,
     tests_passed: bool | None,
     root: Path,
 ) -> None:
@@ -53,8 +57,9 @@ def main(
     head = new_document(setting.device, quick)
     document = dataclasses.replace(head, tests_passed=tests_passed, failures=[] if names else broken)
     print_head(document, console)
+    deadline = time.monotonic() + (math.inf if time_limit is None else time_limit)
     for benchmark in chosen:
-        cases, failures = run_in_child(benchmark, setting, timeout)
+        cases, failures = run_in_child(benchmark, setting, min(SECONDS_PER_BENCHMARK, deadline - time.monotonic()))
         document.cases.extend(cases)
         document.failures.extend(failures)
         if json_file is not None:

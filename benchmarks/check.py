@@ -26,7 +26,7 @@ def start_variants(variants: Sequence[Variant], inputs: tuple[Any, ...]) -> dict
         try:
             with variant.context():
                 variant.run(*inputs)
-            if torch.cuda.is_available():
+            if torch.cuda.is_initialized():
                 torch.cuda.synchronize()  # an error on the device belongs to the variant that caused it
         except Exception as error:  # whatever a variant raises, the others are still measured
             failures[variant.name] = f"{type(error).__name__}: {error}"

@@ -48,7 +48,8 @@ def load(path: Path) -> Benchmark | None:
     path = path.resolve()
     name = f"benchmarks.{path.parent.name}.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # true for every .py file
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path.name} is no Python file; expected a benchmark such as ops/momentum.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)

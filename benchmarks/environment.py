@@ -11,7 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+
+import blip_fast
+from blip_fast import native
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CPU_FOLDER = Path("/sys/devices/system/cpu/cpu0")
@@ -37,14 +41,19 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Versions of what takes part; None for what is absent."""
-    names = ("torch", "triton", "numpy", "blip_fast")
-    found = {name: _package_version(name) for name in names}
+    build = native.build_info()
+    nvcc = re.search(r"release .*V([\d.]+)", _output(["nvcc", "--version"]) or "")
     return {
         "python": platform.python_version(),
-        **found,
+        "torch": torch.__version__,
+        "triton": _package_version("triton"),
+        "numpy": np.__version__,
         "cuda": torch.version.cuda,
+        "nvcc": nvcc[1] if nvcc else None,
         "compiler": _first_line(["c++", "--version"]),
-        "nvcc": _last_line(["nvcc", "--version"]),
+        "blip_fast": blip_fast.__version__,
+        "blip_fast compiler": build.get("compiler"),
+        "blip_fast CUDA": f"{build['cuda']} for {build['cuda_archs']}" if build.get("cuda") else None,
     }
 
 
@@ -126,8 +135,3 @@ def _output(command: Sequence[str]) -> str | None:
 def _first_line(command: Sequence[str]) -> str | None:
     output = _output(command)
     return output.splitlines()[0] if output else None
-
-
-def _last_line(command: Sequence[str]) -> str | None:
-    output = _output(command)
-    return output.splitlines()[-1] if output else None

@@ -18,7 +18,7 @@ from benchmarks.environment import last_level_cache_bytes
 from benchmarks.job import Aim, Case, Setting, Variant
 from benchmarks.limits import Limits, MachineLimits
 from benchmarks.memory import peak_extra_bytes
-from benchmarks.results import AimResult, CaseResult, Row
+from benchmarks.results import AimResult, CaseResult, Row, Verdict
 from benchmarks.stats import Interval, median_interval, ratio_interval, summarize
 from benchmarks.timing import capture_cuda_graph, clock_for, time_interleaved
 
@@ -90,7 +90,7 @@ def judge_aim(aim: Aim, case: Case, times: dict[str, NDArray[np.float64]], limit
     else:
         floor, median = limits.floor_s(case.flops, case.bytes), median_interval(times[fastest])
         reached = Interval(floor / median.value, floor / median.high, floor / median.low)
-    verdict = "met" if reached.low >= aim.at_least else "missed" if reached.high < aim.at_least else "within noise"
+    verdict: Verdict = "met" if reached.low >= aim.at_least else "missed" if reached.high < aim.at_least else "within noise"
     return AimResult(aim.at_least, aim.over, verdict, fastest, reached)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -89,7 +90,7 @@ def gemm_rate(device: torch.device, dtype: torch.dtype, sizes: Sequence[int]) ->
     for size in sizes:
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         out = torch.empty_like(a)
-        rates.append(2 * size**3 / _fastest(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), clock))
+        rates.append(2 * size**3 / _fastest(functools.partial(torch.mm, a, b, out=out), clock))
     return max(rates)
 
 
@@ -101,7 +102,7 @@ def bandwidths(device: torch.device, bytes: int | None = None) -> tuple[float, f
     clock = clock_for(device)
     count = (bytes or max(256 << 20, 4 * last_level_cache_bytes(device))) // 4
     # One buffer with a gap: sources and targets that lie a power of two apart share memory banks, at half the speed.
-    both = torch.ones(2 * count + GAP, device=device)
+    both = torch.rand(GAP, device=device).repeat(-(-2 * count // GAP) + 1)
     source, target = both[:count], both[count + GAP :]
     copies = [_fastest(lambda: target.copy_(source), clock)]
     if device.type == "cpu":
@@ -129,7 +130,7 @@ def _memory_moves(source: torch.Tensor, target: torch.Tensor) -> list[Callable[[
 def _fastest(call: Callable[[], Any], clock: Clock) -> float:
     """Least time of ``call``, over some runs after one of warm-up, in seconds."""
     clock.time(call)
-    times = []
+    times: list[float] = []
     deadline = time.perf_counter() + SECONDS_PER_TRIAL
     while len(times) < MIN_RUNS or time.perf_counter() < deadline:
         times.append(clock.time(call))

@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,6 +18,7 @@ from benchmarks.limits import Limits
 from benchmarks.stats import Interval, Summary
 
 SCHEMA = 1
+Verdict = Literal["met", "missed", "within noise", "not measured"]
 T = TypeVar("T")
 
 
@@ -47,11 +49,11 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class AimResult:
-    """How the fastest of our variants stands to an aim: ``met``, ``missed``, ``within noise`` or ``not measured``."""
+    """How the fastest of our variants stands to an aim; ``reached`` is the ratio or the share of the limit."""
 
     at_least: float
     over: str | None
-    verdict: Literal["met", "missed", "within noise", "not measured"]
+    verdict: Verdict
     variant: str | None = None
     reached: Interval | None = None
 
@@ -103,10 +105,16 @@ def new_document(device: torch.device, quick: bool) -> Document:
 
 
 def write(document: Document, path: Path) -> None:
-    """Write ``document`` beside ``path`` and rename, so that a reader never sees half a file."""
+    """Write ``document`` beside ``path`` and rename, so that a reader never sees half a file.
+
+    Results are meant to be shown around: paths of this machine, which error messages like to contain, are shortened.
+    """
+    text = json.dumps(dataclasses.asdict(document), indent=1, allow_nan=False) + "\n"
+    for folder, name in ((environment.REPOSITORY, "blip_fast"), (sys.prefix, "python"), (Path.home(), "~")):
+        text = text.replace(f"{folder}/", f"{name}/")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(dataclasses.asdict(document), indent=1, allow_nan=False) + "\n")
+    beside.write_text(text)
     beside.replace(path)
 
 

@@ -26,6 +26,8 @@ def run_in_child(benchmark: Benchmark, setting: Setting, seconds: float) -> tupl
 
     Cases that were finished before the process died or was stopped are kept.
     """
+    if seconds <= 0:
+        return [], [f"{benchmark.name}: not run, no time was left"]
     with tempfile.TemporaryDirectory() as folder:
         json_file = Path(folder) / "results.json"
         quick = "--quick" if setting.quick else "--full"

@@ -80,6 +80,5 @@ def ours(copies: Tensors, params: Tensors) -> Tensors:
 def truth(copies: Tensors, params: Tensors) -> Tensors:
     """The same in float64."""
     return [
-        copy.double() * MOMENTUM + param.double() * (1.0 - MOMENTUM)
-        for copy, param in zip(copies, params, strict=True)
+        copy.double() * MOMENTUM + param.double() * (1.0 - MOMENTUM) for copy, param in zip(copies, params, strict=True)
     ]
