@@ -18,8 +18,9 @@ fail() {
   exit 2
 }
 
-left() { # seconds left for a stage that may take at most $1
+left() { # seconds left for a stage that may take at most $1; never 0, which means "no limit" to timeout
   local remaining=$((total - reserve - SECONDS))
+  ((remaining > 1)) || remaining=1
   echo $((remaining < $1 ? remaining : $1))
 }
 
@@ -33,31 +34,32 @@ build() {
   tail -n 30 "$log"
   echo "pip could not build (its last lines are above); building with cmake, without installing"
   limit=$(left "$build_limit")
-  timeout "$limit" cmake -S . -B build/cmake -G Ninja -DPython_EXECUTABLE="$(command -v "$python")" \
-    ${BLIP_FAST_CUDA_ARCHS:+-DBLIP_FAST_CUDA_ARCHS="$BLIP_FAST_CUDA_ARCHS"} >"$log" 2>&1 &&
-    timeout "$limit" cmake --build build/cmake >>"$log" 2>&1 || {
+  local options=(-DPython_EXECUTABLE="$python" ${BLIP_FAST_CUDA_ARCHS:+"-DBLIP_FAST_CUDA_ARCHS=$BLIP_FAST_CUDA_ARCHS"})
+  if ! { timeout "$limit" cmake -S . -B build/cmake -G Ninja "${options[@]}" &&
+    timeout "$limit" cmake --build build/cmake; } >"$log" 2>&1; then
     tail -n 60 "$log"
     fail "the build failed (its last lines are above); there is nothing to measure"
-  }
+  fi
   ln -sfn ../kernels blip_fast/kernels # what installing does: kernels/ is the package blip_fast.kernels
+  echo "built by cmake"
 }
 
 run_stages() {
   local passed=--tests-passed status=0
   echo "== build"
   build
-  "$python" -c 'from blip_fast.cli import main; main(["doctor"])' || true
+  "$python" -c 'from blip_fast.cli import main; main(["doctor"])' || echo "doctor failed"
 
   echo "== tests"
   timeout "$(left "$test_limit")" "$python" -m pytest tests/ops -x -q || passed=--tests-failed
 
   echo "== benchmarks ($((total - SECONDS)) s left)"
   "$python" -m benchmarks --device "$device" "$extent" "$passed" --time-limit "$(left "$total")" \
-    --json "$output/results.json" || status=1
+    --json "$output/results.json" || status=$?
   [[ $passed == --tests-passed && $status -eq 0 ]]
 }
 
-output="" device="" extent=--full python=${PYTHON:-python3}
+output="" device="" extent=--full
 while (($#)); do
   case $1 in
     --output) output=${2:?--output needs a folder} && shift ;;
@@ -70,14 +72,18 @@ done
 [[ -n $output ]] || fail "--output DIR is missing: the folder for results.json and log.txt"
 mkdir -p "$output"
 output=$(cd "$output" && pwd)
+python=$(command -v "${PYTHON:-python3}") || fail "there is no '${PYTHON:-python3}'; set PYTHON to the one that has torch"
+[[ $python == /* ]] || python=$PWD/$python
 cd "$(dirname "$0")/.."
 
 export PYTHONUNBUFFERED=1
 PATH="$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$PATH" # cmake and ninja may live there
 capability=$("$python" -c 'import torch as t; print(*t.cuda.get_device_capability(), sep="") if t.cuda.is_available() else 0')
 if [[ -z $device ]]; then
-  [[ $capability == 0 ]] && device=cpu || device=cuda
+  device=cuda
+  if [[ $capability == 0 ]]; then device=cpu; fi
 fi
+[[ $device == cpu || $capability != 0 ]] || fail "torch finds no GPU; use --device cpu"
 if [[ $device == cuda && -z ${BLIP_FAST_CUDA_ARCHS:-} ]]; then
   export BLIP_FAST_CUDA_ARCHS=$capability # only what this machine runs: a third of the time
 fi

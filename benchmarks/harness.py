@@ -90,7 +90,11 @@ def judge_aim(aim: Aim, case: Case, times: dict[str, NDArray[np.float64]], limit
     else:
         floor, median = limits.floor_s(case.flops, case.bytes), median_interval(times[fastest])
         reached = Interval(floor / median.value, floor / median.high, floor / median.low)
-    verdict: Verdict = "met" if reached.low >= aim.at_least else "missed" if reached.high < aim.at_least else "within noise"
+    verdict: Verdict = "within noise"
+    if reached.low >= aim.at_least:
+        verdict = "met"
+    elif reached.high < aim.at_least:
+        verdict = "missed"
     return AimResult(aim.at_least, aim.over, verdict, fastest, reached)
 
 

@@ -103,7 +103,7 @@ def bandwidths(device: torch.device, bytes: int | None = None) -> tuple[float, f
     count = (bytes or max(256 << 20, 4 * last_level_cache_bytes(device))) // 4
     # One buffer with a gap: sources and targets that lie a power of two apart share memory banks, at half the speed.
     both = torch.rand(GAP, device=device).repeat(-(-2 * count // GAP) + 1)
-    source, target = both[:count], both[count + GAP :]
+    source, target = both[:count], both[count + GAP : 2 * count + GAP]
     copies = [_fastest(lambda: target.copy_(source), clock)]
     if device.type == "cpu":
         copies += [_fastest(copy, clock) for copy in _memory_moves(source, target)]

@@ -6,7 +6,6 @@ parameter, 10 where the parameter is bf16.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -14,9 +13,9 @@ from torch import Tensor
 
 from benchmarks.backends import backend_variants
 from benchmarks.job import Aim, Case, Setting, Variant
-from benchmarks.shapes import momentum_shapes
 from blip_fast.config import BlipConfig
 from blip_fast.ops import momentum_update_
+from blip_fast.reference import BlipPretrain
 
 PLACE = 50
 MOMENTUM = 0.995
@@ -35,7 +34,8 @@ def cases(setting: Setting) -> Iterable[Case]:
 
 
 def _case(name: str, dtype: torch.dtype, setting: Setting) -> Case:
-    shapes = momentum_shapes(BlipConfig.base())
+    with torch.device("meta"):
+        shapes = [copy.shape for copy, _ in BlipPretrain(BlipConfig.base()).momentum_pairs()]
     same_dtype = dtype == torch.float32
 
     def inputs(seed: int) -> tuple[Tensors, Tensors]:
@@ -55,7 +55,7 @@ def _case(name: str, dtype: torch.dtype, setting: Setting) -> Case:
         variants=peers + backend_variants("momentum_update_", ours, setting.device, cuda_graph=True),
         truth=truth,
         tolerance=1e-6 if same_dtype else 1e-4,  # the published loop rounds p * (1 - momentum) to bf16
-        bytes=(8 + dtype.itemsize) * sum(math.prod(shape) for shape in shapes),
+        bytes=(8 + dtype.itemsize) * sum(shape.numel() for shape in shapes),
         aims=[aim for aim in AIMS[setting.device.type] if same_dtype or aim.over != "torch._foreach_lerp_"],
     )
 
