@@ -31,10 +31,11 @@ build() {
     echo "built and installed by pip"
     return
   fi
-  tail -n 30 "$log"
+  tail -n 20 "$log"
   echo "pip could not build (its last lines are above); building with cmake, without installing"
   limit=$(left "$build_limit")
-  local options=(-DPython_EXECUTABLE="$python" ${BLIP_FAST_CUDA_ARCHS:+"-DBLIP_FAST_CUDA_ARCHS=$BLIP_FAST_CUDA_ARCHS"})
+  local options=(-DPython_EXECUTABLE="$python" -DBLIP_FAST_CUDA="${BLIP_FAST_CUDA:-auto}"
+    ${BLIP_FAST_CUDA_ARCHS:+"-DBLIP_FAST_CUDA_ARCHS=$BLIP_FAST_CUDA_ARCHS"})
   if ! { timeout "$limit" cmake -S . -B build/cmake -G Ninja "${options[@]}" &&
     timeout "$limit" cmake --build build/cmake; } >"$log" 2>&1; then
     tail -n 60 "$log"
@@ -78,7 +79,7 @@ cd "$(dirname "$0")/.."
 
 export PYTHONUNBUFFERED=1
 PATH="$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$PATH" # cmake and ninja may live there
-capability=$("$python" -c 'import torch as t; print(*t.cuda.get_device_capability(), sep="") if t.cuda.is_available() else 0')
+capability=$("$python" -c 'import torch.cuda as c; print(*c.get_device_capability() if c.is_available() else "0", sep="")')
 if [[ -z $device ]]; then
   device=cuda
   if [[ $capability == 0 ]]; then device=cpu; fi
