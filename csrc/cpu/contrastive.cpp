@@ -4,166 +4,30 @@
 // log-sum-exp of the logits x . k / temp and the expected key under their softmax; loss and gradients follow from these:
 //   loss_i = lse_i - online_i . target_key_i / temp,   d loss_i / d online_i = (expected_key_i - target_key_i) / temp,
 // where target_key_i = alpha * expected_key(momentum_i) + (1 - alpha) * mean of the positive keys. Per direction that is
-// 8 B E (N + Q) FLOPs and one read of the queue. Vectors run over rows, so that neither of the two products of a tile
-// needs its keys transposed: scores^T = K X^T and expected^T = K^T weights^T.
+// 16 B E (N + Q) FLOPs (half of that if alpha is 0) and one read of the queue.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "../common/dtypes.h"
-#include "simd.h"
+#include "contrastive_panel.h"
 
 namespace blip_fast {
 namespace {
 
 using torch::stable::Tensor;
 
-constexpr int64_t kTile = 128;  // keys per tile: at E = 256 a tile takes 128 KB of the second-level cache
-constexpr int64_t kVectors = 3;  // of rows in a panel, at most
 constexpr int64_t kGroup = 128;  // rows per task, at least, so that reading the keys does not bound it
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
-constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
 
 int64_t round_up(int64_t n, int64_t unit) {
   return (n + unit - 1) / unit * unit;
-}
-
-// Some rows against one tile of keys. Matrices of a panel are stored with its rows innermost.
-struct Panel {
-  int64_t rows;  // one to kVectors vectors
-  int64_t embed;  // E
-  const float* tile;  // (E rounded up to 8, kTile)
-  int64_t keys;  // in the tile
-  const float* features;  // (E, rows)
-  float scale;  // log2(e) / temp
-  float* scores;  // (kTile, rows): logits to base 2, then weights
-  float* expected;  // (E rounded up to 8, rows): sum of weight * key
-  float* maximum;  // (rows)
-  float* total;  // (rows): sum of weights
-  float* factor;  // (rows): what brings earlier sums to the new maximum
-};
-
-template <int W, int M, int V>
-BLIP_FAST_INLINE void compute_scores(const Panel& p) {
-  using Float = typename Simd<W>::Float;
-  for (int64_t j = 0; j < p.keys; j += M) {
-    Float c[M][V] = {};
-    multiply_tile<W, M, V>(p.tile + j, kTile, 1, p.features, p.embed, c);
-    Float* const scores = reinterpret_cast<Float*>(p.scores) + j * V;
-    BLIP_FAST_UNROLL
-    for (int m = 0; m < M; ++m) {
-      BLIP_FAST_UNROLL
-      for (int v = 0; v < V; ++v) scores[m * V + v] = c[m][v] * p.scale;
-    }
-  }
-}
-
-template <int W, int M, int V>
-BLIP_FAST_INLINE void compute_weights(const Panel& p) {
-  using Float = typename Simd<W>::Float;
-  for (int v = 0; v < V; ++v) {
-    Float* const scores = reinterpret_cast<Float*>(p.scores) + v;
-    Float& maximum = reinterpret_cast<Float*>(p.maximum)[v];
-    Float& total = reinterpret_cast<Float*>(p.total)[v];
-    Float top = maximum;
-    for (int64_t j = 0; j < p.keys; ++j) top = scores[j * V] > top ? scores[j * V] : top;
-    const Float shift = top == kMinusInf ? Float{} : top;  // -inf - -inf would be NaN
-    Float factor = maximum - shift;
-    exp2_nonpositive<W>(factor);
-    Float sum{};
-    for (int64_t j = 0; j < p.keys; ++j) {
-      Float weight = scores[j * V] - shift;
-      exp2_nonpositive<W>(weight);
-      scores[j * V] = weight;
-      sum += weight;
-    }
-    total = total * factor + sum;
-    maximum = top;
-    reinterpret_cast<Float*>(p.factor)[v] = factor;
-  }
-}
-
-template <int W, int M, int V>
-BLIP_FAST_INLINE void add_weighted_keys(const Panel& p) {
-  using Float = typename Simd<W>::Float;
-  const Float* const factor = reinterpret_cast<const Float*>(p.factor);
-  for (int64_t e = 0; e < p.embed; e += M) {
-    Float* const expected = reinterpret_cast<Float*>(p.expected) + e * V;
-    Float c[M][V];
-    BLIP_FAST_UNROLL
-    for (int m = 0; m < M; ++m) {
-      BLIP_FAST_UNROLL
-      for (int v = 0; v < V; ++v) c[m][v] = expected[m * V + v] * factor[v];
-    }
-    multiply_tile<W, M, V>(p.tile + e * kTile, 1, kTile, p.scores, p.keys, c);
-    BLIP_FAST_UNROLL
-    for (int m = 0; m < M; ++m) {
-      BLIP_FAST_UNROLL
-      for (int v = 0; v < V; ++v) expected[m * V + v] = c[m][v];
-    }
-  }
-}
-
-enum class Step { kScores, kWeights, kSum };
-
-template <int W, int M, int V>
-BLIP_FAST_INLINE void run_step(Step step, const Panel& p) {
-  switch (step) {
-    case Step::kScores:
-      return compute_scores<W, M, V>(p);
-    case Step::kWeights:
-      return compute_weights<W, M, V>(p);
-    case Step::kSum:
-      return add_weighted_keys<W, M, V>(p);
-  }
-}
-
-template <int W, int M>
-BLIP_FAST_INLINE void run_width(Step step, const Panel& p) {
-  switch (p.rows / W) {
-    case 1:
-      return run_step<W, M, 1>(step, p);
-    case 2:
-      return run_step<W, M, 2>(step, p);
-    default:
-      return run_step<W, M, 3>(step, p);
-  }
-}
-
-// M x V accumulators, V vectors of b and a scalar fit the 32 registers of AVX-512 and the 16 of the others.
-BLIP_FAST_AVX512 void run_avx512(Step step, const Panel& p) {
-  run_width<16, 8>(step, p);
-}
-
-BLIP_FAST_AVX2 void run_avx2(Step step, const Panel& p) {
-  run_width<8, 4>(step, p);
-}
-
-void run_portable(Step step, const Panel& p) {
-  run_width<4, 4>(step, p);
-}
-
-struct Machine {
-  int64_t lanes;
-  void (*run)(Step, const Panel&);
-};
-
-Machine machine() {
-  switch (instruction_set()) {
-    case InstructionSet::kAvx512:
-      return {16, run_avx512};
-    case InstructionSet::kAvx2:
-      return {8, run_avx2};
-    default:
-      return {4, run_portable};
-  }
 }
 
 // Rows in panels of kVectors vectors; the last panel is as narrow as it can be.
@@ -198,7 +62,7 @@ struct Problem {
   float temp, alpha;
   const int64_t *ids, *queue_ids;  // (N), (Q), or null: row i's one positive is key offset + i
   Rows rows, positive_rows;
-  int64_t splits;  // of the keys
+  int64_t groups, splits;  // of the rows, of the keys
 
   int64_t keys() const {
     return gathered + queued;
@@ -312,46 +176,80 @@ Range share(int64_t total, int64_t parts, int64_t part) {
   return {total * part / parts, total * (part + 1) / parts};
 }
 
-// The keys of one split against the rows of one group.
-void sweep(const Problem& problem, const Direction& d, int64_t split, int64_t groups, int64_t group, const Partial& partial) {
-  const Machine cpu = machine();
-  const int64_t embed = problem.embed, widest = kVectors * cpu.lanes;
-  const Tensor scratch =
-      torch::stable::new_zeros(d.features, {kTile * (problem.embed_padded() + widest) + widest}, ScalarType::Float);
-  float* const tile = static_cast<float*>(scratch.mutable_data_ptr());
-  Panel p{};
-  p.embed = embed;
-  p.tile = tile;
-  p.scale = kLog2E / problem.temp;
-  p.scores = tile + kTile * problem.embed_padded();
-  p.factor = p.scores + kTile * widest;
-  const Range tiles = share((problem.keys() + kTile - 1) / kTile, problem.splits, split);
-  for (int64_t begin = tiles.begin * kTile; begin < std::min(tiles.end * kTile, problem.keys()); begin += kTile) {
-    p.keys = std::min(kTile, problem.keys() - begin);
-    pack_keys(problem, d, begin, p.keys, tile);
-    const Range panels = share(problem.rows.panels(), groups, group);
-    for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-      const int64_t start = problem.rows.start(panel);
-      p.rows = problem.rows.width(panel);
-      p.features = static_cast<const float*>(d.features.const_data_ptr()) + start * embed;
-      p.expected = partial.expected(start);
-      p.maximum = partial.maximum + start;
-      p.total = partial.total + start;
-      cpu.run(Step::kScores, p);
-      write_logits(problem, d, begin, start, p);
-      cpu.run(Step::kWeights, p);
-      cpu.run(Step::kSum, p);
-    }
-    if (!problem.ids) continue;
-    const Range positive_panels = share(problem.positive_rows.panels(), groups, group);
-    for (int64_t panel = positive_panels.begin; panel < positive_panels.end; ++panel) {
-      const int64_t start = problem.positive_rows.start(panel);
-      p.rows = problem.positive_rows.width(panel);
-      p.expected = partial.positive(start);
-      if (mark_positives(problem, begin, start, p, partial.matches)) cpu.run(Step::kSum, p);
+// One group of rows against one split of the keys.
+class Sweep {
+ public:
+  Sweep(const Problem& problem, const Direction& direction, const Partial& partial, int64_t group)
+      : problem_(problem), direction_(direction), partial_(partial), group_(group) {
+    const int64_t embed = problem.embed_padded(), widest = kVectors * machine_.lanes;
+    scratch_ = torch::stable::new_zeros(direction.features, {kTile * (embed + widest) + widest}, ScalarType::Float);
+    tile_ = static_cast<float*>(scratch_.mutable_data_ptr());
+    panel_.embed = problem.embed;
+    panel_.tile = tile_;
+    panel_.scale = kLog2E / problem.temp;
+    panel_.scores = tile_ + kTile * embed;
+    panel_.factor = panel_.scores + kTile * widest;
+    panel_.ahead_bytes = kTile * direction.queue.element_size();
+    panel_.ahead_stride = problem.queued * direction.queue.element_size();
+  }
+
+  void run(int64_t split) {
+    const Range tiles = share((problem_.keys() + kTile - 1) / kTile, problem_.splits, split);
+    for (int64_t begin = tiles.begin * kTile; begin < std::min(tiles.end * kTile, problem_.keys()); begin += kTile) {
+      panel_.keys = std::min(kTile, problem_.keys() - begin);
+      pack_keys(problem_, direction_, begin, panel_.keys, tile_);
+      accumulate(begin);
+      if (problem_.ids) accumulate_positives(begin);
     }
   }
-}
+
+ private:
+  void accumulate(int64_t begin) {
+    const Rows& rows = problem_.rows;
+    const Range panels = share(rows.panels(), problem_.groups, group_);
+    panel_.ahead = after_tile(begin);
+    for (int64_t i = panels.begin; i < panels.end; ++i) {
+      const int64_t start = rows.start(i);
+      panel_.rows = rows.width(i);
+      panel_.features = static_cast<const float*>(direction_.features.const_data_ptr()) + start * problem_.embed;
+      panel_.expected = partial_.expected(start);
+      panel_.maximum = partial_.maximum + start;
+      panel_.total = partial_.total + start;
+      machine_.run(Step::kScores, panel_);
+      write_logits(problem_, direction_, begin, start, panel_);
+      machine_.run(Step::kWeights, panel_);
+      machine_.run(Step::kSum, panel_);
+      panel_.ahead = nullptr;
+    }
+  }
+
+  void accumulate_positives(int64_t begin) {
+    const Rows& rows = problem_.positive_rows;
+    const Range panels = share(rows.panels(), problem_.groups, group_);
+    for (int64_t i = panels.begin; i < panels.end; ++i) {
+      const int64_t start = rows.start(i);
+      panel_.rows = rows.width(i);
+      panel_.expected = partial_.positive(start);
+      if (mark_positives(problem_, begin, start, panel_, partial_.matches)) machine_.run(Step::kSum, panel_);
+    }
+  }
+
+  // First key after the tile, if the queue has one.
+  const char* after_tile(int64_t begin) const {
+    const int64_t next = begin + kTile - problem_.gathered;
+    if (next < 0 || next >= problem_.queued) return nullptr;
+    return static_cast<const char*>(direction_.queue.const_data_ptr()) + next * direction_.queue.element_size();
+  }
+
+  const Problem& problem_;
+  const Direction& direction_;
+  const Partial& partial_;
+  const int64_t group_;
+  const Machine machine_ = machine();
+  Tensor scratch_;
+  float* tile_;
+  Panel panel_{};
+};
 
 // Expected key of a row over all splits into `expected` (E); returns the log-sum-exp of its logits.
 double merge(const Problem& problem, const std::vector<Partial>& partials, int64_t row, float* expected) {
@@ -415,30 +313,29 @@ RowResult finish_row(const Problem& problem, const Direction& d, const std::vect
   return result;
 }
 
-// How the work is split for the number of threads: groups of rows first, since they share nothing, then the keys.
-int64_t split(Problem& problem) {
+// Splits the work for the number of threads: into groups of rows first, which share nothing, then of keys.
+void split(Problem& problem) {
   const int64_t threads = torch::stable::get_num_threads();
-  const int64_t groups = std::clamp<int64_t>(problem.rows.padded() / kGroup, 1, (threads + 1) / 2);
+  problem.groups = std::clamp<int64_t>(problem.rows.padded() / kGroup, 1, (threads + 1) / 2);
   const int64_t tiles = (problem.keys() + kTile - 1) / kTile;
-  problem.splits = std::clamp<int64_t>((threads + 2 * groups - 1) / (2 * groups), 1, tiles);
-  return groups;
+  problem.splits = std::clamp<int64_t>((threads + 2 * problem.groups - 1) / (2 * problem.groups), 1, tiles);
 }
 
 Tensor as_float(const Tensor& tensor) {
   return torch::stable::to(tensor, ScalarType::Float);
 }
 
-std::vector<Partial> sweep_all(const Problem& problem, const Direction (&directions)[2], int64_t groups, const Tensor& memory) {
+std::vector<Partial> sweep_all(const Problem& problem, const Direction (&directions)[2], const Tensor& memory) {
   std::vector<Partial> partials;  // of direction 0, then of direction 1
   float* const begin = static_cast<float*>(memory.mutable_data_ptr());
   for (int64_t i = 0; i < 2 * problem.splits; ++i) {
     partials.emplace_back(problem, begin + i * Partial::size(problem));
     std::fill_n(partials.back().maximum, problem.rows.padded(), kMinusInf);
   }
-  torch::stable::parallel_for(0, 2 * problem.splits * groups, 1, [&](int64_t first, int64_t last) {
+  torch::stable::parallel_for(0, 2 * problem.splits * problem.groups, 1, [&](int64_t first, int64_t last) {
     for (int64_t task = first; task < last; ++task) {
-      const int64_t i = task / groups;
-      sweep(problem, directions[i / problem.splits], i % problem.splits, groups, task % groups, partials[i]);
+      const int64_t i = task / problem.groups;
+      Sweep(problem, directions[i / problem.splits], partials[i], task % problem.groups).run(i % problem.splits);
     }
   });
   return partials;
@@ -501,7 +398,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> contrastive_loss(
   const int64_t lanes = machine().lanes;
   problem.rows = {problem.alpha == 0 ? problem.batch : 2 * problem.batch, lanes};
   problem.positive_rows = {problem.batch, lanes};
-  const int64_t groups = split(problem);
+  split(problem);
 
   const Tensor images_m = as_float(image_feat_m), texts_m = as_float(text_feat_m);
   const Direction directions[2] = {
@@ -509,7 +406,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> contrastive_loss(
       direction(problem, as_float(text_feat), texts_m, images_m, image_queue)};
   const Tensor memory =
       torch::stable::new_zeros(images_m, {2 * problem.splits * Partial::size(problem)}, ScalarType::Float);
-  const std::vector<Partial> partials = sweep_all(problem, directions, groups, memory);
+  const std::vector<Partial> partials = sweep_all(problem, directions, memory);
   const auto [loss, grad_temp] = finish(problem, directions, partials);
   return {loss, directions[0].logits, directions[1].logits, directions[0].gradient, directions[1].gradient, grad_temp};
 }
