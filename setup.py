@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -48,8 +48,13 @@ class CMakeBuild(build_ext):
         build = ROOT / "build" / "cmake" if self.inplace else Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
-        subprocess.check_call(["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *cmake_options(output)])
-        subprocess.check_call(["cmake", "--build", str(build), "--parallel", jobs])
+        # cmake and ninja from this environment come first; it need not be activated
+        env = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
+        cmake = shutil.which("cmake", path=env["PATH"]) or "cmake"
+        subprocess.check_call(
+            [cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *cmake_options(output)], env=env
+        )
+        subprocess.check_call([cmake, "--build", str(build), "--parallel", jobs], env=env)
         self.record(output, None)
 
     def record(self, output: Path, reason: str | None) -> None:
@@ -63,4 +68,8 @@ class CMakeBuild(build_ext):
 
 
 # The extension is named so that wheels carry a platform tag; CMake does the work.
-setup(ext_modules=[Extension("blip_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(
+    packages=[*find_packages(include=["blip_fast", "blip_fast.*"]), "blip_fast.kernels"],
+    ext_modules=[Extension("blip_fast._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)

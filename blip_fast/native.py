@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def build_record() -> dict[str, Any]:
 def build_info() -> dict[str, Any]:
     """Versions, flags, CUDA architectures and CPU features, from the ``_C`` module; empty without a native build."""
     try:
-        from blip_fast import _C
+        module = importlib.import_module("blip_fast._C")
     except ImportError:
         return {}
-    return {**_C.build_info(), "cpu_features": _C.cpu_features()}
+    return {**module.build_info(), "cpu_features": module.cpu_features()}

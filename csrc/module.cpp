@@ -12,12 +12,9 @@ namespace {
 
 std::map<std::string, std::string> build_info() {
   return {
-      {"compiler", BLIP_FAST_COMPILER},
-      {"flags", BLIP_FAST_FLAGS},
-      {"torch", BLIP_FAST_TORCH_VERSION},
-      {"cuda", BLIP_FAST_CUDA_VERSION},
-      {"cuda_archs", BLIP_FAST_CUDA_ARCHS},
-      {"multiversioning", BLIP_FAST_MULTIVERSIONING},
+      {"compiler", BLIP_FAST_COMPILER},     {"flags", BLIP_FAST_FLAGS},
+      {"torch", BLIP_FAST_TORCH_VERSION},   {"cuda", BLIP_FAST_CUDA_VERSION},
+      {"cuda_archs", BLIP_FAST_CUDA_ARCHS}, {"multiversioning", BLIP_FAST_MULTIVERSIONING},
       {"version", BLIP_FAST_VERSION},
   };
 }

@@ -11,9 +11,7 @@ struct MomentumUpdate {
 
   explicit MomentumUpdate(double m) : momentum(static_cast<float>(m)), rest(static_cast<float>(1.0 - m)) {}
 
-  BLIP_FAST_HOST_DEVICE float operator()(float param_m, float param) const {
-    return param_m * momentum + param * rest;
-  }
+  BLIP_FAST_HOST_DEVICE float operator()(float param_m, float param) const { return param_m * momentum + param * rest; }
 };
 
 }  // namespace blip_fast

@@ -31,7 +31,8 @@ void write_columns(Tensor& queue, const Tensor& features, int64_t pointer) {
 
 void enqueue_(Tensor queue, Tensor features, Tensor pointer) {
   int64_t& position = *static_cast<int64_t*>(pointer.mutable_data_ptr());
-  STD_TORCH_CHECK(position >= 0 && position < queue.size(1), "pointer is ", position, "; expected a column of the queue");
+  STD_TORCH_CHECK(position >= 0 && position < queue.size(1), "pointer is ", position,
+                  "; expected a column of the queue");
   if (queue.scalar_type() == ScalarType::Long) {
     write_columns<int64_t, int64_t>(queue, features, position);
   } else {
@@ -51,6 +52,4 @@ STABLE_TORCH_LIBRARY_FRAGMENT(blip_fast_native, m) {
   m.def("enqueue_(Tensor(a!) queue, Tensor features, Tensor(b!) pointer) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(blip_fast_native, CPU, m) {
-  m.impl("enqueue_", TORCH_BOX(&blip_fast::enqueue_));
-}
+STABLE_TORCH_LIBRARY_IMPL(blip_fast_native, CPU, m) { m.impl("enqueue_", TORCH_BOX(&blip_fast::enqueue_)); }

@@ -30,11 +30,8 @@ void update_chunk(const Tensor& param_m, const Tensor& param, int64_t begin, con
     dispatch_float(param.scalar_type(), [&](auto p) {
       using M = typename decltype(m)::type;
       using P = typename decltype(p)::type;
-      update_range(
-          static_cast<M*>(param_m.mutable_data_ptr()) + begin,
-          static_cast<const P*>(param.const_data_ptr()) + begin,
-          count,
-          update);
+      update_range(static_cast<M*>(param_m.mutable_data_ptr()) + begin,
+                   static_cast<const P*>(param.const_data_ptr()) + begin, count, update);
     });
   });
 }

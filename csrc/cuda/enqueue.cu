@@ -29,21 +29,15 @@ __global__ void __launch_bounds__(kTile * 8)
   }
 }
 
-__global__ void advance_kernel(int64_t* pointer, int64_t count, int64_t size) {
-  *pointer = (*pointer + count) % size;
-}
+__global__ void advance_kernel(int64_t* pointer, int64_t count, int64_t size) { *pointer = (*pointer + count) % size; }
 
 template <class Q, class F>
 void launch(Tensor& queue, const Tensor& features, const Tensor& pointer, cudaStream_t stream) {
   const int64_t rows = queue.size(0), size = queue.size(1), count = features.size(0);
   const dim3 grid((count + kTile - 1) / kTile, (rows + kTile - 1) / kTile);
   enqueue_kernel<<<grid, dim3(kTile, 8), 0, stream>>>(
-      static_cast<Q*>(queue.mutable_data_ptr()),
-      static_cast<const F*>(features.const_data_ptr()),
-      static_cast<const int64_t*>(pointer.const_data_ptr()),
-      rows,
-      size,
-      count);
+      static_cast<Q*>(queue.mutable_data_ptr()), static_cast<const F*>(features.const_data_ptr()),
+      static_cast<const int64_t*>(pointer.const_data_ptr()), rows, size, count);
   check_launch("enqueue_kernel");
 }
 
@@ -59,14 +53,12 @@ void enqueue_(Tensor queue, Tensor features, Tensor pointer) {
       });
     });
   }
-  advance_kernel<<<1, 1, 0, stream>>>(
-      static_cast<int64_t*>(pointer.mutable_data_ptr()), features.size(0), queue.size(1));
+  advance_kernel<<<1, 1, 0, stream>>>(static_cast<int64_t*>(pointer.mutable_data_ptr()), features.size(0),
+                                      queue.size(1));
   check_launch("advance_kernel");
 }
 
 }  // namespace
 }  // namespace blip_fast
 
-STABLE_TORCH_LIBRARY_IMPL(blip_fast_native, CUDA, m) {
-  m.impl("enqueue_", TORCH_BOX(&blip_fast::enqueue_));
-}
+STABLE_TORCH_LIBRARY_IMPL(blip_fast_native, CUDA, m) { m.impl("enqueue_", TORCH_BOX(&blip_fast::enqueue_)); }

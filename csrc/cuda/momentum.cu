@@ -15,7 +15,7 @@ namespace {
 using torch::stable::Tensor;
 
 constexpr int kThreads = 256;
-constexpr int kVector = 4;  // elements per access: 16 bytes of fp32
+constexpr int kVector = 4;                      // elements per access: 16 bytes of fp32
 constexpr int kChunk = kThreads * kVector * 8;  // elements per block
 constexpr int kMaxTensors = 1024;
 
@@ -76,7 +76,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-void launch(const Table& table, ScalarType dtype_m, ScalarType dtype, const MomentumUpdate& update, cudaStream_t stream) {
+void launch(const Table& table, ScalarType dtype_m, ScalarType dtype, const MomentumUpdate& update,
+            cudaStream_t stream) {
   dispatch_float(dtype_m, [&](auto m) {
     dispatch_float(dtype, [&](auto p) {
       momentum_update_kernel<typename decltype(m)::type, typename decltype(p)::type>
@@ -108,7 +109,8 @@ void momentum_update_(std::vector<Tensor> params_m, std::vector<Tensor> params, 
         table->param_m[t] = params_m[i].mutable_data_ptr();
         table->param[t] = params[i].const_data_ptr();
         table->size[t] = params_m[i].numel();
-        table->first_chunk[t + 1] = table->first_chunk[t] + static_cast<int32_t>((table->size[t] + kChunk - 1) / kChunk);
+        table->first_chunk[t + 1] =
+            table->first_chunk[t] + static_cast<int32_t>((table->size[t] + kChunk - 1) / kChunk);
         table->tensors = t + 1;
       }
       if (table->first_chunk[table->tensors] > 0) {
