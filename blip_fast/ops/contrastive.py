@@ -104,7 +104,9 @@ def _check(
     if text_feat_m.shape != image_feat_m.shape:
         raise ValueError(f"text_feat_m has shape {tuple(text_feat_m.shape)}; expected {(gathered, embed)}")
     if offset < 0 or offset + batch > gathered:
-        raise ValueError(f"offset is {offset}; expected 0 to {gathered - batch}, for {batch} of {gathered} gathered rows")
+        raise ValueError(
+            f"offset is {offset}; expected 0 to {gathered - batch}, for {batch} of {gathered} gathered rows"
+        )
     if image_queue.dim() != 2 or image_queue.shape[0] != embed or text_queue.shape != image_queue.shape:
         shapes = f"{tuple(image_queue.shape)} and {tuple(text_queue.shape)}"
         raise ValueError(f"image_queue and text_queue have shapes {shapes}; expected ({embed}, Q) both")

@@ -83,9 +83,7 @@ def soft_targets(
     return targets_i2t, targets_t2i
 
 
-def positive_targets(
-    keys: Tensor, batch: int, ids: Tensor | None, queue_ids: Tensor | None, offset: int = 0
-) -> Tensor:
+def positive_targets(keys: Tensor, batch: int, ids: Tensor | None, queue_ids: Tensor | None, offset: int = 0) -> Tensor:
     """Hard targets (B, N + Q), rows summing to 1, for keys (E, N + Q): own pair, or equal ids."""
     if (ids is None) != (queue_ids is None):
         raise ValueError("ids and queue_ids belong together; expected both or neither")

@@ -1,10 +1,11 @@
 // Contrastive loss of a batch against momentum keys, with its gradients, in one sweep over the keys.
 //
 // Online and momentum features are rows of one matrix X. For each row the sweep accumulates, tile by tile of keys, the
-// log-sum-exp of the logits x . k / temp and the expected key under their softmax; loss and gradients follow from these:
+// log-sum-exp of the logits x . k / temp and the expected key under their softmax; loss and gradients follow from
+// these:
 //   loss_i = lse_i - online_i . target_key_i / temp,   d loss_i / d online_i = (expected_key_i - target_key_i) / temp,
-// where target_key_i = alpha * expected_key(momentum_i) + (1 - alpha) * mean of the positive keys. Per direction that is
-// 16 B E (N + Q) FLOPs (half of that if alpha is 0) and one read of the queue.
+// where target_key_i = alpha * expected_key(momentum_i) + (1 - alpha) * mean of the positive keys. Per direction that
+// is 16 B E (N + Q) FLOPs (half of that if alpha is 0) and one read of the queue.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -26,35 +27,25 @@ using torch::stable::Tensor;
 constexpr int64_t kGroup = 128;  // rows per task, at least, so that reading the keys does not bound it
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
-int64_t round_up(int64_t n, int64_t unit) {
-  return (n + unit - 1) / unit * unit;
-}
+int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // Rows in panels of kVectors vectors; the last panel is as narrow as it can be.
 struct Rows {
   int64_t count, lanes;
 
-  int64_t padded() const {
-    return round_up(count, lanes);
-  }
-  int64_t panels() const {
-    return (count + kVectors * lanes - 1) / (kVectors * lanes);
-  }
-  int64_t start(int64_t panel) const {
-    return panel * kVectors * lanes;
-  }
-  int64_t width(int64_t panel) const {
-    return std::min(kVectors * lanes, padded() - start(panel));
-  }
+  int64_t padded() const { return round_up(count, lanes); }
+  int64_t panels() const { return (count + kVectors * lanes - 1) / (kVectors * lanes); }
+  int64_t start(int64_t panel) const { return panel * kVectors * lanes; }
+  int64_t width(int64_t panel) const { return std::min(kVectors * lanes, padded() - start(panel)); }
 };
 
-// Similarities of one direction: rows are online features and, unless alpha is 0, momentum features of one modality; keys
-// are momentum features of the other one, those of the batch (N) and then those in the queue (Q).
+// Similarities of one direction: rows are online features and, unless alpha is 0, momentum features of one modality;
+// keys are momentum features of the other one, those of the batch (N) and then those in the queue (Q).
 struct Direction {
-  Tensor online, momentum;  // (B, E), (N, E)
+  Tensor online, momentum;   // (B, E), (N, E)
   Tensor batch_keys, queue;  // (N, E), (E, Q)
-  Tensor logits, gradient;  // out: (B, N) online logits of the batch's keys, (B, E)
-  Tensor features;  // rows packed panel by panel
+  Tensor logits, gradient;   // out: (B, N) online logits of the batch's keys, (B, E)
+  Tensor features;           // rows packed panel by panel
 };
 
 struct Problem {
@@ -64,15 +55,9 @@ struct Problem {
   Rows rows, positive_rows;
   int64_t groups, splits;  // of the rows, of the keys
 
-  int64_t keys() const {
-    return gathered + queued;
-  }
-  int64_t embed_padded() const {
-    return round_up(embed, 8);
-  }
-  int64_t id(int64_t key) const {
-    return key < gathered ? ids[key] : queue_ids[key - gathered];
-  }
+  int64_t keys() const { return gathered + queued; }
+  int64_t embed_padded() const { return round_up(embed, 8); }
+  int64_t id(int64_t key) const { return key < gathered ? ids[key] : queue_ids[key - gathered]; }
 };
 
 // What one split of the keys contributes to one direction.
@@ -90,15 +75,11 @@ class Partial {
     const int64_t positives = problem.ids ? problem.positive_rows.padded() : 0;
     return (problem.embed_padded() + 2) * problem.rows.padded() + (problem.embed_padded() + 1) * positives;
   }
-  float* expected(int64_t start) const {
-    return expected_ + embed_ * start;
-  }
-  float* positive(int64_t start) const {
-    return positive_ + embed_ * start;
-  }
+  float* expected(int64_t start) const { return expected_ + embed_ * start; }
+  float* positive(int64_t start) const { return positive_ + embed_ * start; }
 
   float *maximum, *total;  // (rows) each, see Panel
-  float* matches;  // (online rows): number of positives seen
+  float* matches;          // (online rows): number of positives seen
 
  private:
   int64_t embed_;
@@ -112,7 +93,8 @@ void pack_rows(const Problem& problem, const Direction& d) {
   for (int64_t panel = 0; panel < problem.rows.panels(); ++panel) {
     const int64_t start = problem.rows.start(panel), width = problem.rows.width(panel);
     for (int64_t r = start; r < std::min(start + width, problem.rows.count); ++r) {
-      const float* const row = r < problem.batch ? online + r * problem.embed : momentum + (r - problem.batch) * problem.embed;
+      const float* const row =
+          r < problem.batch ? online + r * problem.embed : momentum + (r - problem.batch) * problem.embed;
       for (int64_t e = 0; e < problem.embed; ++e) out[(start * problem.embed) + e * width + r - start] = row[e];
     }
   }
@@ -140,7 +122,8 @@ void pack_keys(const Problem& problem, const Direction& d, int64_t begin, int64_
 }
 
 // Weights 1 for positives and 0 for other keys; false if there is none.
-BLIP_FAST_MULTIVERSION bool mark_positives(const Problem& problem, int64_t begin, int64_t start, const Panel& p, float* matches) {
+BLIP_FAST_MULTIVERSION bool mark_positives(const Problem& problem, int64_t begin, int64_t start, const Panel& p,
+                                           float* matches) {
   const int64_t rows = std::min(p.rows, problem.batch - start);
   const int64_t* const ids = problem.ids + problem.offset + start;
   std::fill(p.scores, p.scores + p.keys * p.rows, 0.0f);
@@ -172,9 +155,7 @@ struct Range {
   int64_t begin, end;
 };
 
-Range share(int64_t total, int64_t parts, int64_t part) {
-  return {total * part / parts, total * (part + 1) / parts};
-}
+Range share(int64_t total, int64_t parts, int64_t part) { return {total * part / parts, total * (part + 1) / parts}; }
 
 // One group of rows against one split of the keys.
 class Sweep {
@@ -270,8 +251,8 @@ double merge(const Problem& problem, const std::vector<Partial>& partials, int64
 }
 
 // Mean of a row's positive keys.
-void merge_positives(
-    const Problem& problem, const Direction& d, const std::vector<Partial>& partials, int64_t row, float* mean) {
+void merge_positives(const Problem& problem, const Direction& d, const std::vector<Partial>& partials, int64_t row,
+                     float* mean) {
   const int64_t embed = problem.embed;
   if (!problem.ids) {
     const float* const key = static_cast<const float*>(d.batch_keys.const_data_ptr()) + (problem.offset + row) * embed;
@@ -321,9 +302,7 @@ void split(Problem& problem) {
   problem.splits = std::clamp<int64_t>((threads + 2 * problem.groups - 1) / (2 * problem.groups), 1, tiles);
 }
 
-Tensor as_float(const Tensor& tensor) {
-  return torch::stable::to(tensor, ScalarType::Float);
-}
+Tensor as_float(const Tensor& tensor) { return torch::stable::to(tensor, ScalarType::Float); }
 
 std::vector<Partial> sweep_all(const Problem& problem, const Direction (&directions)[2], const Tensor& memory) {
   std::vector<Partial> partials;  // of direction 0, then of direction 1
@@ -342,8 +321,8 @@ std::vector<Partial> sweep_all(const Problem& problem, const Direction (&directi
 }
 
 // Loss and d loss / d temp, (1) each; the gradients of the features go to the directions.
-std::tuple<Tensor, Tensor> finish(
-    const Problem& problem, const Direction (&directions)[2], const std::vector<Partial>& partials) {
+std::tuple<Tensor, Tensor> finish(const Problem& problem, const Direction (&directions)[2],
+                                  const std::vector<Partial>& partials) {
   std::vector<RowResult> results(2 * problem.batch);
   torch::stable::parallel_for(0, 2 * problem.batch, 8, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
@@ -363,28 +342,25 @@ std::tuple<Tensor, Tensor> finish(
   return {scalars[0], scalars[1]};
 }
 
-Direction direction(const Problem& problem, const Tensor& online, const Tensor& momentum, const Tensor& keys, const Tensor& queue) {
+Direction direction(const Problem& problem, const Tensor& online, const Tensor& momentum, const Tensor& keys,
+                    const Tensor& queue) {
   const auto buffer = [](std::initializer_list<int64_t> size) {
     return torch::stable::empty(std::vector<int64_t>(size), ScalarType::Float);
   };
-  Direction d{online, momentum, keys, queue, buffer({problem.batch, problem.gathered}), buffer({problem.batch, problem.embed}),
+  Direction d{online,
+              momentum,
+              keys,
+              queue,
+              buffer({problem.batch, problem.gathered}),
+              buffer({problem.batch, problem.embed}),
               torch::stable::new_zeros(online, {problem.rows.padded() * problem.embed}, ScalarType::Float)};
   pack_rows(problem, d);
   return d;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> contrastive_loss(
-    Tensor image_feat,
-    Tensor text_feat,
-    Tensor image_feat_m,
-    Tensor text_feat_m,
-    Tensor image_queue,
-    Tensor text_queue,
-    Tensor temp,
-    Tensor alpha,
-    std::optional<Tensor> ids,
-    std::optional<Tensor> queue_ids,
-    int64_t offset) {
+    Tensor image_feat, Tensor text_feat, Tensor image_feat_m, Tensor text_feat_m, Tensor image_queue, Tensor text_queue,
+    Tensor temp, Tensor alpha, std::optional<Tensor> ids, std::optional<Tensor> queue_ids, int64_t offset) {
   Problem problem{};
   problem.batch = image_feat.size(0);
   problem.gathered = image_feat_m.size(0);
@@ -401,9 +377,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> contrastive_loss(
   split(problem);
 
   const Tensor images_m = as_float(image_feat_m), texts_m = as_float(text_feat_m);
-  const Direction directions[2] = {
-      direction(problem, as_float(image_feat), images_m, texts_m, text_queue),
-      direction(problem, as_float(text_feat), texts_m, images_m, image_queue)};
+  const Direction directions[2] = {direction(problem, as_float(image_feat), images_m, texts_m, text_queue),
+                                   direction(problem, as_float(text_feat), texts_m, images_m, image_queue)};
   const Tensor memory =
       torch::stable::new_zeros(images_m, {2 * problem.splits * Partial::size(problem)}, ScalarType::Float);
   const std::vector<Partial> partials = sweep_all(problem, directions, memory);
@@ -416,7 +391,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> contrastive_loss(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(blip_fast_native, m) {
   m.def(
-      "contrastive_loss(Tensor image_feat, Tensor text_feat, Tensor image_feat_m, Tensor text_feat_m, Tensor image_queue, "
+      "contrastive_loss(Tensor image_feat, Tensor text_feat, Tensor image_feat_m, Tensor text_feat_m, Tensor "
+      "image_queue, "
       "Tensor text_queue, Tensor temp, Tensor alpha, Tensor? ids, Tensor? queue_ids, int offset) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }

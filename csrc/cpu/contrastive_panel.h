@@ -12,25 +12,25 @@
 
 namespace blip_fast {
 
-constexpr int64_t kTile = 128;  // keys per tile: at E = 256 a tile takes 128 KB of the second-level cache
+constexpr int64_t kTile = 128;   // keys per tile: at E = 256 a tile takes 128 KB of the second-level cache
 constexpr int64_t kVectors = 3;  // of rows in a panel, at most
 constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
 
 // Some rows against one tile of keys. Matrices of a panel are stored with its rows innermost.
 struct Panel {
-  int64_t rows;  // one to kVectors vectors
-  int64_t embed;  // E
-  const float* tile;  // (E rounded up to 8, kTile)
-  int64_t keys;  // in the tile
+  int64_t rows;           // one to kVectors vectors
+  int64_t embed;          // E
+  const float* tile;      // (E rounded up to 8, kTile)
+  int64_t keys;           // in the tile
   const float* features;  // (E, rows)
-  float scale;  // log2(e) / temp
-  float* scores;  // (kTile, rows): logits to base 2, then weights
-  float* expected;  // (E rounded up to 8, rows): sum of weight * key
-  float* maximum;  // (rows)
-  float* total;  // (rows): sum of weights
-  float* factor;  // (rows): what brings earlier sums to the new maximum
-  // Where the queue continues after this tile, or null: E rows of ahead_bytes, ahead_stride bytes apart, too short for the
-  // hardware to see them coming.
+  float scale;            // log2(e) / temp
+  float* scores;          // (kTile, rows): logits to base 2, then weights
+  float* expected;        // (E rounded up to 8, rows): sum of weight * key
+  float* maximum;         // (rows)
+  float* total;           // (rows): sum of weights
+  float* factor;          // (rows): what brings earlier sums to the new maximum
+  // Where the queue continues after this tile, or null: E rows of ahead_bytes, ahead_stride bytes apart, too short for
+  // the hardware to see them coming.
   const char* ahead;
   int64_t ahead_stride, ahead_bytes;
 };
@@ -133,17 +133,11 @@ BLIP_FAST_INLINE void run_width(Step step, const Panel& p) {
 }
 
 // M x V accumulators, V vectors of b and a scalar fit the 32 registers of AVX-512 and the 16 of the others.
-BLIP_FAST_AVX512 inline void run_avx512(Step step, const Panel& p) {
-  run_width<16, 8>(step, p);
-}
+BLIP_FAST_AVX512 inline void run_avx512(Step step, const Panel& p) { run_width<16, 8>(step, p); }
 
-BLIP_FAST_AVX2 inline void run_avx2(Step step, const Panel& p) {
-  run_width<8, 4>(step, p);
-}
+BLIP_FAST_AVX2 inline void run_avx2(Step step, const Panel& p) { run_width<8, 4>(step, p); }
 
-inline void run_portable(Step step, const Panel& p) {
-  run_width<4, 4>(step, p);
-}
+inline void run_portable(Step step, const Panel& p) { run_width<4, 4>(step, p); }
 
 struct Machine {
   int64_t lanes;  // floats in a vector

@@ -1,7 +1,7 @@
 // Vectors of W floats, 2^x on them, and the register tile from which matrix products are built.
 //
-// Code written on these is instantiated once per instruction set, in a function that carries its BLIP_FAST_AVX* attribute,
-// and picked at run time by instruction_set(). Everything here is inlined there.
+// Code written on these is instantiated once per instruction set, in a function that carries its BLIP_FAST_AVX*
+// attribute, and picked at run time by instruction_set(). Everything here is inlined there.
 #pragma once
 
 #include <cstdint>
@@ -42,13 +42,14 @@ struct Simd {
   typedef int32_t Int __attribute__((vector_size(4 * W)));
 };
 
-// x = 2^x for x <= 0 or NaN, 2e-7 relative; below 2^-126 the result is 0. Polynomial: least maximum of the relative error.
+// x = 2^x for x <= 0 or NaN, 2e-7 relative; below 2^-126 the result is 0. Polynomial: least maximum of the relative
+// error.
 template <int W>
 BLIP_FAST_INLINE void exp2_nonpositive(typename Simd<W>::Float& x) {
   using Float = typename Simd<W>::Float;
   using Int = typename Simd<W>::Int;
   x = x < -127.0f ? Float{} - 127.0f : x;  // keeps NaN
-  const Float shifted = x + 12582912.0f;  // 1.5 * 2^23: the low bits hold round(x)
+  const Float shifted = x + 12582912.0f;   // 1.5 * 2^23: the low bits hold round(x)
   const Float f = x - (shifted - 12582912.0f);
   Float p = f * 1.5353362e-04f + 1.3398874e-03f;
   p = p * f + 9.6184374e-03f;
@@ -62,13 +63,8 @@ BLIP_FAST_INLINE void exp2_nonpositive(typename Simd<W>::Float& x) {
 
 // c[m][v] += sum_k a[k * stride_k + m * stride_m] * b[k * V + v]: M broadcast scalars times V vectors in registers.
 template <int W, int M, int V>
-BLIP_FAST_INLINE void multiply_tile(
-    const float* a,
-    int64_t stride_k,
-    int64_t stride_m,
-    const float* b,
-    int64_t depth,
-    typename Simd<W>::Float (&c)[M][V]) {
+BLIP_FAST_INLINE void multiply_tile(const float* a, int64_t stride_k, int64_t stride_m, const float* b, int64_t depth,
+                                    typename Simd<W>::Float (&c)[M][V]) {
   using Float = typename Simd<W>::Float;
   const Float* b_vectors = reinterpret_cast<const Float*>(b);
   for (int64_t k = 0; k < depth; ++k) {
