@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from blip_fast.ops.contrastive import contrastive_loss
 from blip_fast.ops.enqueue import enqueue_
 from blip_fast.ops.momentum import momentum_update_
 
-__all__ = ["enqueue_", "momentum_update_"]
+__all__ = ["contrastive_loss", "enqueue_", "momentum_update_"]
