@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from blip_fast.ops.enqueue import enqueue_
+from blip_fast.ops.linear_cross_entropy import linear_cross_entropy
 from blip_fast.ops.momentum import momentum_update_
 
-__all__ = ["enqueue_", "momentum_update_"]
+__all__ = ["enqueue_", "linear_cross_entropy", "momentum_update_"]

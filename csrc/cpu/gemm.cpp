@@ -9,6 +9,8 @@ namespace {
 
 #define BLIP_FAST_INLINE inline __attribute__((always_inline))
 
+constexpr int64_t kDepth = 256;  // a slice of a panel that stays in the first-level cache
+
 using Kernel = void (*)(Operand, int64_t, const float*, float*, int64_t, bool);
 
 // kRows x (2 vectors) accumulators; the panel is walked in slices of two vectors.
@@ -21,9 +23,7 @@ BLIP_FAST_INLINE void multiply_rows(
     Vector left[kRows], right[kRows];
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
-      const float* row = c + i * c_stride + slice;
-      left[i] = accumulate ? *reinterpret_cast<const Unaligned*>(row) : Unaligned{};
-      right[i] = accumulate ? *reinterpret_cast<const Unaligned*>(row + kWidth) : Unaligned{};
+      left[i] = right[i] = Vector{};
     }
     const float* in = a.data;
     const float* b = panel + slice;
@@ -40,6 +40,8 @@ BLIP_FAST_INLINE void multiply_rows(
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
       float* row = c + i * c_stride + slice;
+      if (accumulate) left[i] += *reinterpret_cast<const Unaligned*>(row);
+      if (accumulate) right[i] += *reinterpret_cast<const Unaligned*>(row + kWidth);
       *reinterpret_cast<Unaligned*>(row) = left[i];
       *reinterpret_cast<Unaligned*>(row + kWidth) = right[i];
     }
@@ -103,11 +105,15 @@ void multiply_panel(
     Operand a, int64_t rows, int64_t depth, const float* panel, float* c, int64_t c_stride, bool accumulate) {
   static const Kernels kernels = choose_kernels();
   const int64_t steps = (rows + kernels.most_rows - 1) / kernels.most_rows;
-  for (int64_t step = 0, row = 0; step < steps; ++step) {
-    const int64_t next = rows * (step + 1) / steps;  // evenly: a last step of one row would run at a fraction of the rate
-    const Operand part{a.data + row * a.row_stride, a.row_stride, a.depth_stride};
-    kernels.by_rows[next - row - 1](part, depth, panel, c + row * c_stride, c_stride, accumulate);
-    row = next;
+  for (int64_t k = 0; k < depth; k += kDepth) {
+    const float* data = a.data + k * a.depth_stride;
+    for (int64_t step = 0, row = 0; step < steps; ++step) {
+      const int64_t next = rows * (step + 1) / steps;  // evenly: a step of one row runs at a fraction of the rate
+      const Operand part{data + row * a.row_stride, a.row_stride, a.depth_stride};
+      kernels.by_rows[next - row - 1](part, std::min(kDepth, depth - k), panel + k * kPanelColumns,
+                                      c + row * c_stride, c_stride, accumulate || k > 0);
+      row = next;
+    }
   }
 }
 

@@ -1,9 +1,9 @@
 // Single-precision matrix products at the rate of the fused multiply-add units, for operations that fuse work around them.
 //
 // C (rows x columns) = A (rows x depth) B (depth x columns). B is packed into panels of 32 columns, zero padded; A is read
-// where it lies, with any strides. The product of a few rows with one panel stays in registers, whatever the depth; a caller
-// keeps its rows of A and a panel within the second-level cache (depth up to about 1,000, rows up to about 128).
-// The sum over the depth runs in order, so a result depends neither on the tiling nor on the number of threads.
+// where it lies, with any strides. A caller passes up to about 128 rows at a time, so that they stay in the second-level cache.
+// Sums are taken over 256 products, then over those sums, in order: more accurate than one long sum, and the result depends
+// neither on the tiling (depths split at multiples of 256) nor on the number of threads.
 #pragma once
 
 #include <algorithm>
