@@ -15,8 +15,8 @@ using Kernel = void (*)(Operand, int64_t, const float*, float*, int64_t, bool);
 
 // kRows x (2 vectors) accumulators; the panel is walked in slices of two vectors.
 template <int kWidth, int kRows>
-BLIP_FAST_INLINE void multiply_rows(
-    Operand a, int64_t depth, const float* panel, float* c, int64_t c_stride, bool accumulate) {
+BLIP_FAST_INLINE void multiply_rows(Operand a, int64_t depth, const float* panel, float* c, int64_t c_stride,
+                                    bool accumulate) {
   typedef float Vector __attribute__((vector_size(kWidth * sizeof(float))));
   typedef float Unaligned __attribute__((vector_size(kWidth * sizeof(float)), aligned(sizeof(float))));
   for (int64_t slice = 0; slice < kPanelColumns; slice += 2 * kWidth) {
@@ -51,14 +51,14 @@ BLIP_FAST_INLINE void multiply_rows(
 // As many rows as leave registers for the two vectors of B and one broadcast: 32 registers in AVX-512, else 16.
 #if defined(BLIP_FAST_HAVE_TARGET_CLONES)
 template <int kRows>
-__attribute__((target("arch=x86-64-v4"))) void rows_avx512(
-    Operand a, int64_t depth, const float* panel, float* c, int64_t c_stride, bool accumulate) {
+__attribute__((target("arch=x86-64-v4"))) void rows_avx512(Operand a, int64_t depth, const float* panel, float* c,
+                                                           int64_t c_stride, bool accumulate) {
   multiply_rows<16, kRows>(a, depth, panel, c, c_stride, accumulate);
 }
 
 template <int kRows>
-__attribute__((target("arch=x86-64-v3"))) void rows_avx2(
-    Operand a, int64_t depth, const float* panel, float* c, int64_t c_stride, bool accumulate) {
+__attribute__((target("arch=x86-64-v3"))) void rows_avx2(Operand a, int64_t depth, const float* panel, float* c,
+                                                         int64_t c_stride, bool accumulate) {
   multiply_rows<8, kRows>(a, depth, panel, c, c_stride, accumulate);
 }
 #endif
@@ -73,10 +73,10 @@ struct Kernels {
   std::array<Kernel, 14> by_rows;  // by_rows[i] takes i + 1 rows
 };
 
-#define BLIP_FAST_KERNELS(name)                                                           \
-  template <size_t... i>                                                                  \
-  Kernels name##_kernels(std::index_sequence<i...>) {                                     \
-    return {static_cast<int>(sizeof...(i)), {{name<static_cast<int>(i) + 1>...}}};        \
+#define BLIP_FAST_KERNELS(name)                                                    \
+  template <size_t... i>                                                           \
+  Kernels name##_kernels(std::index_sequence<i...>) {                              \
+    return {static_cast<int>(sizeof...(i)), {{name<static_cast<int>(i) + 1>...}}}; \
   }
 
 BLIP_FAST_KERNELS(rows_portable)
@@ -101,8 +101,8 @@ Kernels choose_kernels() {
 
 }  // namespace
 
-void multiply_panel(
-    Operand a, int64_t rows, int64_t depth, const float* panel, float* c, int64_t c_stride, bool accumulate) {
+void multiply_panel(Operand a, int64_t rows, int64_t depth, const float* panel, float* c, int64_t c_stride,
+                    bool accumulate) {
   static const Kernels kernels = choose_kernels();
   const int64_t steps = (rows + kernels.most_rows - 1) / kernels.most_rows;
   for (int64_t k = 0; k < depth; k += kDepth) {
@@ -110,8 +110,8 @@ void multiply_panel(
     for (int64_t step = 0, row = 0; step < steps; ++step) {
       const int64_t next = rows * (step + 1) / steps;  // evenly: a step of one row runs at a fraction of the rate
       const Operand part{data + row * a.row_stride, a.row_stride, a.depth_stride};
-      kernels.by_rows[next - row - 1](part, std::min(kDepth, depth - k), panel + k * kPanelColumns,
-                                      c + row * c_stride, c_stride, accumulate || k > 0);
+      kernels.by_rows[next - row - 1](part, std::min(kDepth, depth - k), panel + k * kPanelColumns, c + row * c_stride,
+                                      c_stride, accumulate || k > 0);
       row = next;
     }
   }

@@ -1,9 +1,10 @@
-// Single-precision matrix products at the rate of the fused multiply-add units, for operations that fuse work around them.
+// Single-precision matrix products at the rate of the fused multiply-add units, for operations that fuse work around
+// them.
 //
-// C (rows x columns) = A (rows x depth) B (depth x columns). B is packed into panels of 32 columns, zero padded; A is read
-// where it lies, with any strides. A caller passes up to about 128 rows at a time, so that they stay in the second-level cache.
-// Sums are taken over 256 products, then over those sums, in order: more accurate than one long sum, and the result depends
-// neither on the tiling (depths split at multiples of 256) nor on the number of threads.
+// C (rows x columns) = A (rows x depth) B (depth x columns). B is packed into panels of 32 columns, zero padded; A is
+// read where it lies, with any strides. A caller passes up to about 128 rows at a time, so that they stay in the
+// second-level cache. Sums are taken over 256 products, then over those sums, in order: more accurate than one long
+// sum, and the result depends neither on the tiling (depths split at multiples of 256) nor on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -29,8 +30,8 @@ struct Operand {
 };
 
 // c[i * c_stride + j] = sum_k A(i, k) panel[k * 32 + j], added to c where `accumulate`; j runs over all 32 columns.
-void multiply_panel(
-    Operand a, int64_t rows, int64_t depth, const float* panel, float* c, int64_t c_stride, bool accumulate);
+void multiply_panel(Operand a, int64_t rows, int64_t depth, const float* panel, float* c, int64_t c_stride,
+                    bool accumulate);
 
 // Uninitialised floats on a cache line.
 struct Free {

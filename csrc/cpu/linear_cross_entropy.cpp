@@ -3,9 +3,10 @@
 //   logits[v, r] = weight[v] . hidden[r] + bias[v]          D[v, r] = (softmax - target)[v, r] * grad_losses[r]
 //   grad_hidden  = D^T weight                                grad_weight = D hidden
 //
-// Forward walks blocks of the vocabulary; a tile of logits lives in the first-level cache while its statistics are taken.
-// The memory of grad_weight, (V, C), meanwhile holds the transposed logits of the first C counted rows, so that backward
-// needs no fourth product: it turns them, 1,024 words of the vocabulary at a time, into D and then into the gradient.
+// Forward walks blocks of the vocabulary; a tile of logits lives in the first-level cache while its statistics are
+// taken. The memory of grad_weight, (V, C), meanwhile holds the transposed logits of the first C counted rows, so that
+// backward needs no fourth product: it turns them, 1,024 words of the vocabulary at a time, into D and then into the
+// gradient.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -223,8 +224,8 @@ RowFactors row_factors(const Counted& counted, const float* lse, const float* gr
 
 // d = (softmax - uniform) * grad for the logits x; the label's share is taken off later.
 template <class X>
-BLIP_FAST_MULTIVERSION void softmax_gradient(
-    const X* x, int64_t columns, const float* lse, const float* grad, float uniform, float* d) {
+BLIP_FAST_MULTIVERSION void softmax_gradient(const X* x, int64_t columns, const float* lse, const float* grad,
+                                             float uniform, float* d) {
   for (int64_t j = 0; j < columns; ++j) d[j] = (exp_fp32(static_cast<float>(x[j]) - lse[j]) - uniform) * grad[j];
 }
 
@@ -246,6 +247,7 @@ class Backward {
   Backward(const Layer<T>& layer, const Counted& counted, RowFactors factors, float smoothing, T* logits)
       : layer_(layer), counted_(counted), factors_(std::move(factors)), smoothing_(smoothing), logits_(logits) {
     const int64_t n = counted.size();
+    padded_ = padded_to_panels(layer.width);
     kept_ = logits == nullptr ? 0 : std::min(n, layer.width);
     // An odd number of cache lines: columns of D then spread over all sets of the cache.
     stride_ = padded_to_panels(n) + 16;
@@ -255,47 +257,52 @@ class Backward {
 
   // Null pointers: that gradient is not wanted. grad_weight may be the kept logits.
   void run(T* grad_hidden, T* grad_weight, T* grad_bias) {
-    const int64_t padded = padded_to_panels(layer_.width);
-    FloatBuffer hidden, weight, sum_hidden;
-    if (grad_weight) hidden = pack_hidden(layer_, counted_);
-    if (grad_hidden) {
-      weight = float_buffer(std::min(kChunk, layer_.vocabulary) * padded);
-      sum_hidden = float_buffer(counted_.size() * padded);
-    }
+    if (grad_weight) hidden_ = pack_hidden(layer_, counted_);
+    if (grad_hidden) weight_ = float_buffer(std::min(kChunk, layer_.vocabulary) * padded_);
+    if (grad_hidden) sum_hidden_ = float_buffer(size() * padded_);
+    const int64_t panels = panel_count(layer_.width), row_blocks = ceil_div(size(), kBlock);
     for (int64_t word = 0; word < layer_.vocabulary; word += kChunk) {
       const int64_t words = std::min(kChunk, layer_.vocabulary - word);
-      gradient_of_logits(word, words);
-      if (grad_bias) {
-        for (int64_t i = 0; i < words; ++i) grad_bias[word + i] = static_cast<T>(sum(d_.get() + i * stride_, size()));
-      }
-      if (grad_weight) add_weight(hidden.get(), words, grad_weight + word * layer_.width);
-      if (grad_hidden) add_hidden(word, words, weight.get(), sum_hidden.get(), padded);
+      const int64_t d_tasks = ceil_div(words, kRows), pack_tasks = grad_hidden ? panels : 0;
+      parallel(d_tasks + pack_tasks, [&](int64_t task) {
+        if (task < d_tasks)
+          return gradient_of_logits(word + task * kRows, std::min(kRows, words - task * kRows),
+                                    d_.get() + task * kRows * stride_, grad_bias);
+        pack_weight(word, words, (task - d_tasks) * kPanelColumns);
+      });
+      const int64_t weight_tasks = grad_weight ? ceil_div(words, kBlock) * panels : 0;
+      const int64_t hidden_tasks = grad_hidden ? row_blocks * panels : 0;
+      parallel(weight_tasks + hidden_tasks, [&](int64_t task) {
+        if (task < weight_tasks) {
+          return weight_tile(words, task / panels * kBlock, task % panels * kPanelColumns,
+                             grad_weight + word * layer_.width);
+        }
+        hidden_tile(word, words, (task - weight_tasks) / panels * kBlock, task % panels * kPanelColumns);
+      });
     }
     for (int64_t r = 0; grad_hidden && r < size(); ++r) {
-      convert(sum_hidden.get() + r * padded, layer_.width, grad_hidden + counted_.row[r] * layer_.width);
+      convert(sum_hidden_.get() + r * padded_, layer_.width, grad_hidden + counted_.row[r] * layer_.width);
     }
   }
 
  private:
+  static constexpr int64_t kRows = 32;
+
   int64_t size() const { return counted_.size(); }
 
-  // d_[i, r] for words word + i.
-  void gradient_of_logits(int64_t word, int64_t words) {
-    constexpr int64_t kRows = 32;
+  // d[i, r] for word + i.
+  void gradient_of_logits(int64_t word, int64_t rows, float* d, T* grad_bias) {
     const float uniform = smoothing_ / static_cast<float>(layer_.vocabulary);
-    parallel(ceil_div(words, kRows), [&](int64_t task) {
-      const int64_t first = task * kRows, rows = std::min(kRows, words - first);
-      float* d = d_.get() + first * stride_;
-      if (kept_ < size()) recompute(word + first, rows, uniform, d);
-      for (int64_t i = 0; i < rows && kept_ > 0; ++i) {
-        const T* x = logits_ + (word + first + i) * layer_.width;
-        softmax_gradient(x, kept_, factors_.lse.get(), factors_.grad.get(), uniform, d + i * stride_);
-      }
-    });
+    if (kept_ < size()) recompute(word, rows, uniform, d);
+    for (int64_t i = 0; i < rows && kept_ > 0; ++i) {
+      const T* x = logits_ + (word + i) * layer_.width;
+      softmax_gradient(x, kept_, factors_.lse.get(), factors_.grad.get(), uniform, d + i * stride_);
+    }
     for (int64_t r = 0; r < size(); ++r) {
       const int64_t i = counted_.label[r] - word;
-      if (i >= 0 && i < words) d_[i * stride_ + r] -= (1.0f - smoothing_) * factors_.grad[r];
+      if (i >= 0 && i < rows) d[i * stride_ + r] -= (1.0f - smoothing_) * factors_.grad[r];
     }
+    for (int64_t i = 0; grad_bias && i < rows; ++i) grad_bias[word + i] = static_cast<T>(sum(d + i * stride_, size()));
   }
 
   void recompute(int64_t word, int64_t rows, float uniform, float* d) {
@@ -313,46 +320,42 @@ class Backward {
     }
   }
 
-  // out (words x C) = D hidden
-  void add_weight(const float* hidden, int64_t words, T* out) {
-    const int64_t panels = panel_count(layer_.width);
-    parallel(ceil_div(words, kBlock) * panels, [&](int64_t task) {
-      const int64_t first = task / panels * kBlock, rows = std::min(kBlock, words - first);
-      const int64_t column = task % panels * kPanelColumns, columns = std::min(kPanelColumns, layer_.width - column);
-      alignas(64) float tile[kBlock * kPanelColumns];
-      const Operand d{d_.get() + first * stride_, stride_, 1};
-      multiply_panel(d, rows, size(), hidden + column * size(), tile, kPanelColumns, false);
-      for (int64_t i = 0; i < rows; ++i) {
-        convert(tile + i * kPanelColumns, columns, out + (first + i) * layer_.width + column);
-      }
-    });
+  // out (words x C) = D hidden, the 128 x 32 tile at (first, column)
+  void weight_tile(int64_t words, int64_t first, int64_t column, T* out) {
+    const int64_t rows = std::min(kBlock, words - first), columns = std::min(kPanelColumns, layer_.width - column);
+    alignas(64) float tile[kBlock * kPanelColumns];
+    const Operand d{d_.get() + first * stride_, stride_, 1};
+    multiply_panel(d, rows, size(), hidden_.get() + column * size(), tile, kPanelColumns, false);
+    for (int64_t i = 0; i < rows; ++i) {
+      convert(tile + i * kPanelColumns, columns, out + (first + i) * layer_.width + column);
+    }
   }
 
-  // sum (n x C) += D^T weight[word : word + words]
-  void add_hidden(int64_t word, int64_t words, float* weight, float* sum, int64_t padded) {
-    const int64_t panels = panel_count(layer_.width), blocks = ceil_div(size(), kBlock);
-    parallel(panels, [&](int64_t p) {
-      const int64_t column = p * kPanelColumns, columns = std::min(kPanelColumns, layer_.width - column);
-      const T* from = layer_.weight + word * layer_.width + column;
-      pack_panel(from, layer_.width, words, columns, weight + column * words);
-    });
-    parallel(blocks * panels, [&](int64_t task) {
-      const int64_t r = task / panels * kBlock, column = task % panels * kPanelColumns;
-      const Operand d{d_.get() + r, 1, stride_};
-      float* out = sum + r * padded + column;
-      multiply_panel(d, std::min(kBlock, size() - r), words, weight + column * words, out, padded, word > 0);
-    });
+  void pack_weight(int64_t word, int64_t words, int64_t column) {
+    const int64_t columns = std::min(kPanelColumns, layer_.width - column);
+    const T* from = layer_.weight + word * layer_.width + column;
+    pack_panel(from, layer_.width, words, columns, weight_.get() + column * words);
+  }
+
+  // sum_hidden (n x C) += D^T weight[word : word + words], the 128 x 32 tile at (r, column)
+  void hidden_tile(int64_t word, int64_t words, int64_t r, int64_t column) {
+    const Operand d{d_.get() + r, 1, stride_};
+    float* out = sum_hidden_.get() + r * padded_ + column;
+    const float* panel = weight_.get() + column * words;
+    multiply_panel(d, std::min(kBlock, size() - r), words, panel, out, padded_, word > 0);
   }
 
   const Layer<T>& layer_;
   const Counted& counted_;
   RowFactors factors_;
   float smoothing_;
-  T* logits_;       // (V, C): logits[v, r] of counted row r < C, or null
-  int64_t kept_;    // rows whose logits are there; the others are multiplied again
-  int64_t stride_;  // of d_
-  FloatBuffer d_;   // (chunk of words, n)
-  FloatBuffer hidden_transposed_;
+  T* logits_;                                        // (V, C): logits[v, r] of counted row r < C, or null
+  int64_t kept_;                                     // rows whose logits are there; the others are multiplied again
+  int64_t stride_;                                   // of d_
+  int64_t padded_;                                   // C, in whole panels
+  FloatBuffer d_;                                    // (chunk of words, n)
+  FloatBuffer sum_hidden_;                           // (n, padded)
+  FloatBuffer hidden_transposed_, hidden_, weight_;  // panels
 };
 
 void check(const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& labels) {
@@ -361,9 +364,9 @@ void check(const Tensor& hidden, const Tensor& weight, const std::optional<Tenso
   STD_TORCH_CHECK(contiguous, "hidden, weight, bias or labels is not contiguous; expected contiguous tensors");
 }
 
-std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy(
-    Tensor hidden, Tensor weight, std::optional<Tensor> bias, Tensor labels, double label_smoothing,
-    int64_t ignore_index, bool keep_logits) {
+std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy(Tensor hidden, Tensor weight, std::optional<Tensor> bias,
+                                                        Tensor labels, double label_smoothing, int64_t ignore_index,
+                                                        bool keep_logits) {
   check(hidden, weight, bias, labels);
   const Counted counted(labels, ignore_index, weight.size(0));
   const int64_t rows = labels.numel();
@@ -379,9 +382,11 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy(
   return {losses, lse, logits};
 }
 
-std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(
-    Tensor grad_losses, Tensor hidden, Tensor weight, std::optional<Tensor> bias, Tensor labels, Tensor lse,
-    Tensor logits, double label_smoothing, int64_t ignore_index, bool need_hidden, bool need_weight, bool need_bias) {
+std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(Tensor grad_losses, Tensor hidden, Tensor weight,
+                                                                 std::optional<Tensor> bias, Tensor labels, Tensor lse,
+                                                                 Tensor logits, double label_smoothing,
+                                                                 int64_t ignore_index, bool need_hidden,
+                                                                 bool need_weight, bool need_bias) {
   check(hidden, weight, bias, labels);
   const Counted counted(labels, ignore_index, weight.size(0));
   const bool kept = logits.numel() > 0;
