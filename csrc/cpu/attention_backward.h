@@ -94,6 +94,10 @@ BLIP_FAST_INLINE void differentiate_block(
   const int64_t dim = settings.dim, ld = round_up(dim, Isa::kWidth), keys = std::min(kKeyBlock, task.length - begin);
   load_block(buffers.key, ld, task.key, begin, keys, dim);
   load_block(buffers.value, ld, task.value, begin, keys, dim);
+  for (int64_t l = 0; l < keys; ++l) {
+    prefetch<1>(task.grad_key[begin + l], dim);
+    prefetch<1>(task.grad_value[begin + l], dim);
+  }
   for (int64_t first = 0; first < task.count; first += kPanel) {
     const int64_t lanes = panels.lanes(first), rows = panels.rows(first);
     const float* const query = buffers.query + first * ld;

@@ -82,14 +82,18 @@ struct Call {
   }
 };
 
-// Tasks are taken in turn by whichever thread is free: images have different numbers of texts.
+// Threads take tasks in turn, since images have different numbers of texts, and several heads of an image at a time, since
+// those lie side by side in memory.
 template <class F>
 void for_each_task(int64_t images, int64_t heads, const F& run) {
-  const int64_t tasks = (images + 1) * heads;
+  const int64_t tasks = (images + 1) * heads, threads = torch::stable::get_num_threads();
+  const int64_t chunk = std::clamp<int64_t>(tasks / (8 * threads), 1, std::max<int64_t>(heads, 1));
   std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, std::min<int64_t>(tasks, torch::stable::get_num_threads()), 1, [&](int64_t, int64_t) {
+  torch::stable::parallel_for(0, std::min(tasks, threads), 1, [&](int64_t, int64_t) {
     Scratch scratch;
-    for (int64_t i = next++; i < tasks; i = next++) run(i / heads, i % heads, &scratch);
+    for (int64_t begin = next.fetch_add(chunk); begin < tasks; begin = next.fetch_add(chunk)) {
+      for (int64_t i = begin; i < std::min(begin + chunk, tasks); ++i) run(i / heads, i % heads, &scratch);
+    }
   });
 }
 
