@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from blip_fast.ops.contrastive import contrastive_loss
+from blip_fast.ops.cross_attention import cross_attention, cross_attention_padded, group_rows
 from blip_fast.ops.enqueue import enqueue_
 from blip_fast.ops.linear_cross_entropy import linear_cross_entropy
 from blip_fast.ops.momentum import momentum_update_
 
-__all__ = ["contrastive_loss", "enqueue_", "linear_cross_entropy", "momentum_update_"]
+__all__ = [
+    "contrastive_loss",
+    "cross_attention",
+    "cross_attention_padded",
+    "enqueue_",
+    "group_rows",
+    "linear_cross_entropy",
+    "momentum_update_",
+]
