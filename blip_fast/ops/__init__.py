@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from blip_fast.ops.enqueue import enqueue_
+from blip_fast.ops.hard_negatives import mine_hard_negatives
 from blip_fast.ops.momentum import momentum_update_
 
-__all__ = ["enqueue_", "momentum_update_"]
+__all__ = ["enqueue_", "mine_hard_negatives", "momentum_update_"]
