@@ -48,8 +48,13 @@ class CMakeBuild(build_ext):
         build = ROOT / "build" / "cmake" if self.inplace else Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
-        subprocess.check_call(["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *cmake_options(output)])
-        subprocess.check_call(["cmake", "--build", str(build), "--parallel", jobs])
+        # cmake and ninja from this environment come first; it need not be activated
+        env = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
+        cmake = shutil.which("cmake", path=env["PATH"]) or "cmake"
+        subprocess.check_call(
+            [cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *cmake_options(output)], env=env
+        )
+        subprocess.check_call([cmake, "--build", str(build), "--parallel", jobs], env=env)
         self.record(output, None)
 
     def record(self, output: Path, reason: str | None) -> None:
