@@ -95,7 +95,7 @@ def mine_hard_negatives(
 def fixed_point_weights(sim: Tensor, admissible: Tensor, other: Tensor, epsilon: float) -> Tensor:
     """Int64 weights (B, N) in proportion to softmax + epsilon, zero outside ``admissible`` (B, N).
 
-    A row without any weight, or whose softmax is undefined, gets equal weights on ``admissible``, or else on ``other`` (B, N).
+    A row without any weight, or whose softmax is undefined, gets equal weights on ``admissible``, or else on ``other``.
     """
     sim = sim.float()
     if epsilon == 0:  # the softmax may then run over the admissible columns: a dominant positive does not hide them
