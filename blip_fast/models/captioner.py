@@ -7,7 +7,7 @@ from torch import Tensor
 
 from blip_fast.models.decoding import DecodingSession
 from blip_fast.models.packing import PackedTexts, pack
-from blip_fast.models.text import AttentionDropout, decoder_stream, look_at, run_layers, token_losses
+from blip_fast.models.text import AttentionDropout, LookAt, decoder_stream, run_layers, token_losses
 from blip_fast.models.vit import image_states
 from blip_fast.outputs import CaptionOutput
 from blip_fast.reference.captioner import BlipCaptioner as ReferenceCaptioner
@@ -30,7 +30,7 @@ class BlipCaptioner(ReferenceCaptioner):
         own = torch.arange(len(texts), device=states.device)
         stream = decoder_stream(self.text_decoder, texts, own)
         layers = self.text_decoder.bert.encoder.layer
-        (decoded,) = run_layers(layers, [stream], dropout, look_at(states, dropout))
+        (decoded,) = run_layers(layers, [stream], dropout, LookAt(states, dropout))
         labels = texts.next_tokens(prompt_length)
         return CaptionOutput(token_losses(self.text_decoder, decoded, labels, self.config.label_smoothing, "mean"))
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blip_fast.models.text import split_heads
+from blip_fast.models.text import key_value, split_heads
 from blip_fast.ops import cross_attention
 from blip_fast.reference.attention import causal_mask
 from blip_fast.reference.decoder import TextDecoder
@@ -25,10 +25,7 @@ class DecodingSession:
         self.layers = decoder.bert.encoder.layer
         rows, heads = states.shape[0] * copies, self.layers[0].attention.self.heads
         self.image_of_row = torch.arange(states.shape[0], device=states.device).repeat_interleave(copies)
-        self.projected = [
-            tuple(split_heads(linear(states), heads) for linear in (cross.key, cross.value))
-            for cross in (layer.crossattention.self for layer in self.layers)
-        ]
+        self.projected = [key_value(layer.crossattention.self, states) for layer in self.layers]
         depth = self.layers[0].attention.self.query.out_features // heads
         shape = (len(self.layers), 2, rows, max_length, heads, depth)
         self.cache = torch.empty(shape, dtype=states.dtype, device=states.device)
@@ -65,7 +62,7 @@ class DecodingSession:
         """Cross-attention sub-layer of rows (R * n, width)."""
         module = layer.crossattention.self
         query = split_heads(module.query(hidden), module.heads)
-        attended = cross_attention(query, *self.projected[index], cu_seqlens, self.image_of_row)
+        attended = cross_attention(query, self.projected[index], None, cu_seqlens, self.image_of_row)
         return layer.crossattention.output(attended.flatten(1), hidden)
 
     def reorder(self, rows: Tensor) -> None:

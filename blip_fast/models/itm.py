@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blip_fast.models.packing import PackedTexts, pack
-from blip_fast.models.text import AttentionDropout, encoder_stream, look_at, run_layers
+from blip_fast.models.text import AttentionDropout, LookAt, encoder_stream, run_layers
 from blip_fast.models.vit import class_state, image_states
 from blip_fast.reference.itm import BlipITM as ReferenceITM
 
@@ -35,9 +35,7 @@ class BlipITM(ReferenceITM):
         states = image_states(self.visual_encoder, image)
         dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, image.device)
         stream = encoder_stream(self.text_encoder, texts, image_of_text)
-        return self.itm_head(
-            run_layers(self.text_encoder.encoder.layer, [stream], dropout, look_at(states, dropout))[0]
-        )
+        return self.itm_head(run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states, dropout))[0])
 
     def itc(self, image: Tensor, input_ids: Tensor | PackedTexts, attention_mask: Tensor | None = None) -> Tensor:
         """Cosine similarities (B, S) of all images (B, 3, S, S) with all texts, ids and mask (S, N)."""

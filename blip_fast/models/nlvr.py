@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from blip_fast.models.packing import PackedTexts, pack
-from blip_fast.models.text import AttentionDropout, Layout, Look, attend_states, encoder_stream, run_layers
+from blip_fast.models.text import AttentionDropout, Layout, attend_states, encoder_stream, run_layers
 from blip_fast.models.vit import image_states
 from blip_fast.outputs import NLVROutput
 from blip_fast.reference.nlvr import BlipNLVR as ReferenceNLVR
@@ -32,18 +34,26 @@ class BlipNLVR(ReferenceNLVR):
         dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, states.device)
         own = torch.arange(len(texts), device=states.device)
         stream = encoder_stream(self.text_encoder, texts, own)
-        look = look_at_pair(*states.chunk(2), dropout)
+        look = LookAtPair(*states.chunk(2), dropout)
         logits = self.cls_head(run_layers(self.text_encoder.encoder.layer, [stream], dropout, look)[0])
         return NLVROutput(None if labels is None else F.cross_entropy(logits, labels), logits)
 
 
-def look_at_pair(first: Tensor, second: Tensor, dropout: AttentionDropout) -> Look:
-    """Cross-attention to the states (B, L, vit_width) of a left and a right image."""
+@dataclass
+class LookAtPair:
+    """Cross-attention to the states (B, L, vit_width) of a left and a right image, each by its own weights."""
 
-    def look(layer: TextLayer, hidden: Tensor, layout: Layout) -> Tensor:
+    first: Tensor
+    second: Tensor
+    dropout: AttentionDropout
+
+    @property
+    def images(self) -> int:
+        """B."""
+        return self.first.shape[0]
+
+    def __call__(self, layer: TextLayer, hidden: Tensor, layout: Layout) -> Tensor:
         module = layer.crossattention
-        left = attend_states(module.self0, hidden, first, layout, dropout)
-        right = attend_states(module.self1, hidden, second, layout, dropout)
+        left = attend_states(module.self0, hidden, self.first, layout, self.dropout)
+        right = attend_states(module.self1, hidden, self.second, layout, self.dropout)
         return module.output(left, right, hidden)
-
-    return look

@@ -52,13 +52,27 @@ class PackedTexts:
         ends = self.cu_seqlens[1:].index_select(0, text) <= following_rows
         return self.input_ids.roll(-1).masked_fill(ends | (self.positions + 1 < prompt_length), IGNORED)
 
+    def padded_rows(self) -> Tensor:
+        """(S, max_length) row of each token; some row of the batch behind the end of a text."""
+        columns = torch.arange(self.max_length, device=self.cu_seqlens.device)
+        return (self.first_rows[:, None] + columns).clamp(max=self.input_ids.shape[0] - 1)
+
+    def padded_mask(self) -> Tensor:
+        """(S, max_length), True for tokens and False behind the end of a text."""
+        columns = torch.arange(self.max_length, device=self.cu_seqlens.device)
+        return columns < self.cu_seqlens.diff()[:, None]
+
+    def packed_rows(self) -> Tensor:
+        """(T,) row of each token in the flattened padded form (S * max_length)."""
+        rows = torch.arange(self.input_ids.shape[0], device=self.cu_seqlens.device, dtype=torch.int32)
+        text = torch.searchsorted(self.cu_seqlens[1:], rows, right=True).clamp(max=len(self) - 1)
+        return text * self.max_length + self.positions.clamp(max=self.max_length - 1)
+
     def unpack(self, values: Tensor) -> Tensor:
         """Rows (T, ...) -> (S, max_length, ...), 0 behind the end of each text."""
-        columns = torch.arange(self.max_length, device=values.device)
-        rows = (self.first_rows[:, None] + columns).clamp(max=values.shape[0] - 1)
+        rows, mask = self.padded_rows(), self.padded_mask()
         padded = values.index_select(0, rows.flatten()).unflatten(0, rows.shape)
-        real = columns < self.cu_seqlens.diff()[:, None]
-        return padded * real.view(*real.shape, *(1,) * (values.dim() - 1)).to(values.dtype)
+        return padded * mask.view(*mask.shape, *(1,) * (values.dim() - 1)).to(values.dtype)
 
     def select(self, index: Tensor, capacity: int) -> PackedTexts:
         """Texts ``index`` (n,), in that order; ``capacity`` rows, unless the index is on the CPU and tells how many."""

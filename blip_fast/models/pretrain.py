@@ -7,7 +7,7 @@ from torch import Tensor
 
 from blip_fast.models.momentum_model import MomentumModel
 from blip_fast.models.packing import PackedTexts, pack
-from blip_fast.models.text import decoder_stream, look_at, run_layers, token_losses
+from blip_fast.models.text import LookAt, decoder_stream, run_layers, token_losses
 from blip_fast.ops import contrastive_loss
 from blip_fast.outputs import Negatives, PretrainOutput
 from blip_fast.reference.pretrain import BlipPretrain as ReferencePretrain
@@ -62,7 +62,7 @@ class BlipPretrain(MomentumModel, ReferencePretrain):
         )
         decoding = decoder_stream(self.text_decoder, texts.with_first_token(self.config.dec_token_id), own)
         dropout = self.attention_dropout(states.device)
-        look = look_at(states, dropout)
+        look = LookAt(states, dropout)
         decoded, matched = run_layers(self.text_encoder.encoder.layer, [decoding, matching], dropout, look)
         smoothing = self.config.label_smoothing
         loss_lm = token_losses(self.text_decoder, decoded, decoding.texts.next_tokens(), smoothing, "mean")

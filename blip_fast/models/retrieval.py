@@ -8,7 +8,7 @@ from torch import Tensor
 
 from blip_fast.models.momentum_model import MomentumModel
 from blip_fast.models.packing import PackedTexts, pack
-from blip_fast.models.text import look_at, run_layers
+from blip_fast.models.text import LookAt, run_layers
 from blip_fast.models.vit import image_states
 from blip_fast.ops import contrastive_loss
 from blip_fast.outputs import Negatives, RetrievalOutput
@@ -72,7 +72,7 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
             torch.cat([own, wrong_image, own]),
         )
         dropout = self.attention_dropout(states.device)
-        (matched,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, look_at(states, dropout))
+        (matched,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states, dropout))
         return self.matching_loss_of(matched, pairs)
 
     @torch.no_grad()
@@ -92,7 +92,7 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
         image_of_text = torch.zeros(len(texts), dtype=torch.int64, device=states.device)
         dropout = self.attention_dropout(states.device)
         stream = self.matching_stream(texts, image_of_text)
-        (matched,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, look_at(states, dropout))
+        (matched,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states, dropout))
         return self.itm_head(matched)[:, 1]
 
 

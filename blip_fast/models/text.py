@@ -7,17 +7,21 @@ once per layer, however many texts look at an image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from blip_fast.models.packing import PackedTexts
-from blip_fast.ops import cross_attention, linear_cross_entropy, packed_self_attention
+from blip_fast.ops import cross_attention, group_rows, linear_cross_entropy
 from blip_fast.reference.decoder import TextDecoder
+from blip_fast.reference.row_groups import RowGroups
 from blip_fast.reference.text import AttentionCore, TextAttention, TextEmbeddings, TextEncoder, TextLayer
+
+NO_IMAGE = -1
 
 
 class AttentionDropout:
@@ -28,7 +32,7 @@ class AttentionDropout:
         self.seed = torch.randint(2**62, (1,), device=device) if probability > 0 else None
         self.offset = 0
 
-    def arguments(self) -> dict[str, object]:
+    def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the next attention."""
         if self.seed is None:
             return {}
@@ -55,6 +59,22 @@ class Stream:
     image_of_text: Tensor | None = None
     causal: bool = False
     first_only: bool = False
+
+    def __post_init__(self) -> None:
+        self.rows, self.packed_rows = self.texts.padded_rows(), self.texts.packed_rows()
+        # (S, 1, 1, N), or (S, 1, N, N) with earlier tokens only
+        self.mask = self.texts.padded_mask()[:, None, None]
+        if self.causal:
+            width = self.texts.max_length
+            self.mask = self.mask & torch.ones(width, width, dtype=torch.bool, device=self.mask.device).tril()
+
+    def pad(self, states: Tensor) -> Tensor:
+        """(T, H, D) -> (S, H, N, D), with anything behind the end of a text."""
+        return states.index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape).transpose(1, 2)
+
+    def unpad(self, states: Tensor) -> Tensor:
+        """(S, H, N, D) -> (T, H * D)."""
+        return states.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, self.packed_rows)
 
 
 def encoder_stream(
@@ -85,8 +105,15 @@ def embed(module: TextEmbeddings, texts: PackedTexts) -> Tensor:
     return module.dropout(module.LayerNorm(words + positions))
 
 
-# What a layer does between self-attention and MLP: (layer, hidden (T, width), which rows look at which image) -> hidden.
-Look = Callable[[TextLayer, Tensor, "Layout"], Tensor]
+class Look(Protocol):
+    """What a layer does between self-attention and MLP: a cross-attention to the states of ``images`` images."""
+
+    @property
+    def images(self) -> int:
+        """How many images there are."""
+
+    def __call__(self, layer: TextLayer, hidden: Tensor, layout: Layout) -> Tensor:
+        """Hidden rows (R, width) -> the same, with what they saw."""
 
 
 def run_layers(
@@ -96,7 +123,7 @@ def run_layers(
 
     ``layers`` give the cross-attention, which ``look`` applies, and the MLP; without ``look`` texts see no image.
     """
-    layouts = (join(streams, last=False), join(streams, last=True)) if look is not None else None
+    layouts = [join(streams, look.images, last) for last in (False, True)] if look is not None else []
     for index, layer in enumerate(layers):
         last = index == len(layers) - 1
         for stream in streams:
@@ -104,7 +131,7 @@ def run_layers(
             stream.hidden = attend(stream.attention[index], stream, dropout)
         sizes = [stream.hidden.shape[0] for stream in streams]
         hidden = streams[0].hidden if len(streams) == 1 else torch.cat([stream.hidden for stream in streams])
-        if look is not None and layouts is not None:
+        if look is not None:
             hidden = look(layer, hidden, layouts[last])
         hidden = layer.output(layer.intermediate(hidden), hidden)
         for stream, part in zip(streams, hidden.split(sizes), strict=True):
@@ -113,72 +140,76 @@ def run_layers(
 
 
 def self_attention(module: TextAttention, stream: Stream, dropout: AttentionDropout) -> Tensor:
-    """Self-attention sub-layer for all tokens, (T, width)."""
+    """Self-attention sub-layer for all tokens, (T, width).
+
+    Texts are short: with queries, keys and values padded, torch's dense attention costs less than the copies around it.
+    """
     query, key, value = (
-        split_heads(linear(stream.hidden), module.self.heads)
+        stream.pad(split_heads(linear(stream.hidden), module.self.heads))
         for linear in (module.self.query, module.self.key, module.self.value)
     )
-    texts = stream.texts
-    attended = packed_self_attention(
-        query, key, value, texts.cu_seqlens, texts.max_length, causal=stream.causal, **dropout.arguments()
-    )
-    return module.output(attended.flatten(1), stream.hidden)
+    attended = F.scaled_dot_product_attention(query, key, value, stream.mask, dropout.probability)
+    return module.output(stream.unpad(attended), stream.hidden)
 
 
 def self_attention_first(module: TextAttention, stream: Stream, dropout: AttentionDropout) -> Tensor:
     """Self-attention sub-layer for the first token of each text, which sees the whole text: (S, width)."""
-    heads, texts = module.self.heads, stream.texts
-    first = stream.hidden.index_select(0, texts.first_rows)
-    query = split_heads(module.self.query(first), heads)
-    key = split_heads(module.self.key(stream.hidden), heads)
-    value = split_heads(module.self.value(stream.hidden), heads)
-    # one query per text: padding the keys costs little, and the dense kernel is fast
-    columns = torch.arange(texts.max_length, device=key.device)
-    rows = (texts.first_rows[:, None] + columns).clamp(max=key.shape[0] - 1)
-    mask = columns < texts.cu_seqlens.diff()[:, None]
+    first = stream.hidden.index_select(0, stream.texts.first_rows)
+    query = split_heads(module.self.query(first), module.self.heads)[:, :, None]
     key, value = (
-        states.index_select(0, rows.flatten()).unflatten(0, rows.shape).transpose(1, 2) for states in (key, value)
+        stream.pad(split_heads(linear(stream.hidden), module.self.heads))
+        for linear in (module.self.key, module.self.value)
     )
-    attended = F.scaled_dot_product_attention(
-        query[:, :, None], key, value, attn_mask=mask[:, None, None], dropout_p=dropout.probability
-    )
+    attended = F.scaled_dot_product_attention(query, key, value, stream.mask, dropout.probability)
     return module.output(attended.flatten(1), first)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which rows look at which image: cu_seqlens (S + 1,) and image_of_text (S,) over all streams."""
+    """Which rows look at which image, over all streams: cu_seqlens (S + 1,), image_of_text (S,), and rows by image."""
 
     cu_seqlens: Tensor
     image_of_text: Tensor
+    groups: RowGroups
 
 
-def join(streams: list[Stream], last: bool) -> Layout:
-    """The texts of all streams in one layout. Fill between two streams becomes a text of its own that nobody reads."""
-    cu_seqlens, images, start = [], [], 0
+def join(streams: list[Stream], images: int, last: bool) -> Layout:
+    """The texts of all streams in one layout. Fill between two streams becomes a text that looks at no image."""
+    bounds_of, images_of, start = [], [], 0
     for stream in streams:
-        assert stream.image_of_text is not None
-        texts = stream.texts
+        texts, image_of_text = stream.texts, stream.image_of_text
+        if image_of_text is None:
+            raise ValueError("a stream has no image_of_text; expected the image that each of its texts looks at")
         only_first = last and stream.first_only
         bounds = torch.arange(len(texts) + 1, device=texts.cu_seqlens.device) if only_first else texts.cu_seqlens
         has_fill = not (only_first or texts.exact)
-        keep_end = has_fill or stream is streams[-1]
-        cu_seqlens.append((bounds if keep_end else bounds[:-1]).to(torch.int32) + start)
-        images.append(stream.image_of_text)
+        bounds_of.append((bounds if has_fill or stream is streams[-1] else bounds[:-1]).to(torch.int32) + start)
+        images_of.append(image_of_text)
         if has_fill and stream is not streams[-1]:
-            images.append(torch.zeros_like(stream.image_of_text[:1]))
+            images_of.append(torch.full_like(image_of_text[:1], NO_IMAGE))
         start += len(texts) if only_first else texts.input_ids.shape[0]
-    return Layout(torch.cat(cu_seqlens), torch.cat(images))
+    cu_seqlens, image_of_text = torch.cat(bounds_of), torch.cat(images_of)
+    return Layout(cu_seqlens, image_of_text, group_rows(cu_seqlens, image_of_text, start, images))
 
 
-def look_at(states: Tensor, dropout: AttentionDropout, lengths: Tensor | None = None) -> Look:
+@dataclass
+class LookAt:
     """Cross-attention to states (B, L, state_width), of which the first ``lengths`` (B,) are real (None: all)."""
 
-    def look(layer: TextLayer, hidden: Tensor, layout: Layout) -> Tensor:
-        module = layer.crossattention
-        return module.output(attend_states(module.self, hidden, states, layout, dropout, lengths), hidden)
+    states: Tensor
+    dropout: AttentionDropout
+    lengths: Tensor | None = None
 
-    return look
+    @property
+    def images(self) -> int:
+        """B."""
+        return self.states.shape[0]
+
+    def __call__(self, layer: TextLayer, hidden: Tensor, layout: Layout) -> Tensor:
+        module = layer.crossattention
+        return module.output(
+            attend_states(module.self, hidden, self.states, layout, self.dropout, self.lengths), hidden
+        )
 
 
 def attend_states(
@@ -189,17 +220,25 @@ def attend_states(
     dropout: AttentionDropout,
     lengths: Tensor | None = None,
 ) -> Tensor:
-    """Attention of rows (T, width) to states (B, L, state_width), whose keys and values are projected once: (T, width)."""
+    """Attention of rows (R, width) to states (B, L, state_width), whose keys and values are projected once: (R, width)."""
     attended = cross_attention(
         split_heads(module.query(hidden), module.heads),
-        split_heads(module.key(states), module.heads),
-        split_heads(module.value(states), module.heads),
+        key_value(module, states),
+        None,
         layout.cu_seqlens,
         layout.image_of_text,
         image_lengths=lengths,
+        groups=layout.groups,
         **dropout.arguments(),
     )
     return attended.flatten(1)
+
+
+def key_value(module: AttentionCore, states: Tensor) -> Tensor:
+    """Keys and values (B, L, 2, H, D) of states (B, L, state_width) in one product: their gradient is one tensor too."""
+    weight = torch.cat([module.key.weight, module.value.weight])
+    bias = torch.cat([module.key.bias, module.value.bias])
+    return F.linear(states, weight, bias).unflatten(-1, (2, module.heads, -1))
 
 
 def split_heads(states: Tensor, heads: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from blip_fast.models.decoding import DecodingSession
 from blip_fast.models.packing import PackedTexts, pack
-from blip_fast.models.text import AttentionDropout, decoder_stream, encoder_stream, look_at, run_layers, token_losses
+from blip_fast.models.text import AttentionDropout, LookAt, decoder_stream, encoder_stream, run_layers, token_losses
 from blip_fast.models.vit import image_states
 from blip_fast.outputs import VQAOutput
 from blip_fast.reference.text import with_first_token
@@ -52,7 +52,7 @@ class BlipVQA(ReferenceVQA):
         dropout = self._dropout(image.device)
         own = torch.arange(len(texts), device=image.device)
         stream = encoder_stream(self.text_encoder, texts, own, first_only=False)
-        look = look_at(image_states(self.visual_encoder, image), dropout)
+        look = LookAt(image_states(self.visual_encoder, image), dropout)
         (hidden,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, look)
         return texts.unpack(hidden), texts.cu_seqlens.diff()
 
@@ -64,7 +64,7 @@ class BlipVQA(ReferenceVQA):
         dropout = self._dropout(states.device)
         stream = decoder_stream(self.text_decoder, answers, question_of_answer)
         layers = self.text_decoder.bert.encoder.layer
-        (hidden,) = run_layers(layers, [stream], dropout, look_at(states, dropout, lengths))
+        (hidden,) = run_layers(layers, [stream], dropout, LookAt(states, dropout, lengths))
         labels, smoothing = answers.next_tokens(), self.config.label_smoothing
         losses = token_losses(self.text_decoder, hidden, labels, smoothing, "none")
         return answers.unpack(losses).sum(1)
@@ -95,7 +95,7 @@ class BlipVQA(ReferenceVQA):
         questions = torch.arange(batch, device=image.device)
         stream, dropout = decoder_stream(self.text_decoder, start, questions), self._dropout(image.device)
         layers = self.text_decoder.bert.encoder.layer
-        (hidden,) = run_layers(layers, [stream], dropout, look_at(states, dropout, lengths))
+        (hidden,) = run_layers(layers, [stream], dropout, LookAt(states, dropout, lengths))
         probabilities = self.text_decoder.cls(hidden).softmax(dim=1).index_select(1, candidate_ids[:, 1])
         kept = probabilities.topk(k, dim=1).indices
 

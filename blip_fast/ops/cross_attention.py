@@ -139,9 +139,7 @@ def _scalar(number: Tensor | int, device: torch.device) -> Tensor:
     return torch.full((1,), number, dtype=torch.int64, device=device)
 
 
-def _check(
-    query: Tensor, key: Tensor, value: Tensor | None, image_lengths: Tensor | None, dropout_p: float
-) -> None:
+def _check(query: Tensor, key: Tensor, value: Tensor | None, image_lengths: Tensor | None, dropout_p: float) -> None:
     if query.dim() != 3 or not 1 <= query.shape[-1] <= MAX_HEAD_SIZE or not query.is_floating_point():
         raise ValueError(
             f"query is {query.dtype} of shape {tuple(query.shape)}; expected floating point (T, H, D), D <= {MAX_HEAD_SIZE}"
@@ -202,7 +200,19 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Any, ...]:
     query, key, value, out, lse, lengths, seed, offset, *groups = ctx.saved_tensors
     grad_query, grad_key_value = _backward_operation.call(
-        grad_out.contiguous(), query, key, value, out, lse, groups, lengths, seed, offset, ctx.dropout_p, ctx.scale, ctx.tile
+        grad_out.contiguous(),
+        query,
+        key,
+        value,
+        out,
+        lse,
+        groups,
+        lengths,
+        seed,
+        offset,
+        ctx.dropout_p,
+        ctx.scale,
+        ctx.tile,
     )
     grads = (grad_key_value, None) if value is None else grad_key_value.unbind(2)
     return (grad_query, *grads, [None] * len(groups), None, None, None, None, None, None)
