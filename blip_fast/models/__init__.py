@@ -8,7 +8,7 @@ from blip_fast.models.features import BlipFeatureExtractor
 from blip_fast.models.itm import BlipITM
 from blip_fast.models.nlvr import BlipNLVR
 from blip_fast.models.pretrain import BlipPretrain
-from blip_fast.models.retrieval import BlipRetrieval
+from blip_fast.models.retrieval import BlipRetrieval, rerank
 from blip_fast.models.vqa import BlipVQA
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "BlipPretrain",
     "BlipRetrieval",
     "BlipVQA",
+    "rerank",
 ]
