@@ -19,6 +19,8 @@ from blip_fast.config import TEXT_FIELDS, VISION_FIELDS, BlipConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
 # (transformers, published): parts of the image encoder by the beginning of their names, then layers within its blocks.
 _PARTS = (
     ("vision_model.embeddings.class_embedding", "visual_encoder.cls_token"),
@@ -87,11 +89,16 @@ def check_exportable(config: BlipConfig, head: str) -> None:
 
 
 def hf_state(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a model under transformers' names; tied ones once, constant position numbers left out."""
+    """The tensors of a model under transformers' names, without the constant position numbers.
+
+    Tied tensors are there under each of their names: transformers 4 does not tie the language head of every class.
+    """
     ties = tied_names(model)
-    state = model.state_dict()
-    kept = (name for name in state if name not in ties and not name.endswith(".position_ids"))
-    return {hf_name(name): state[name].contiguous() for name in kept}
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(".position_ids")}
+    return {
+        hf_name(name): tensor.clone() if name in ties else tensor.contiguous()  # no two may share memory in the file
+        for name, tensor in state.items()
+    }
 
 
 def write_hf_files(
@@ -105,7 +112,16 @@ def write_hf_files(
     save_file(hf_state(model), folder / WEIGHT_FILES[0], metadata={"format": "pt"})
     BlipImageProcessor(size={"height": config.image_size, "width": config.image_size}).save_pretrained(folder)
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        _write_tokenizer(folder, tokenizer)
+
+
+def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tokenizer files that name BERT's class, as published folders do: class names differ between transformers 4 and 5."""
+    tokenizer.save_pretrained(folder)
+    path = folder / TOKENIZER_CONFIG
+    settings = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": "BertTokenizer"}
+    settings.pop("backend", None)
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def read_hf_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
