@@ -14,9 +14,7 @@ from blip_fast.checkpoints import PretrainedModel
 from blip_fast.checkpoints.heads import HEADS
 from blip_fast.config import BlipConfig
 
-CLASSES: dict[str, type[PretrainedModel]] = {
-    name: getattr(reference, head.class_name) for name, head in HEADS.items()
-}
+CLASSES: dict[str, type[PretrainedModel]] = {name: getattr(reference, head.class_name) for name, head in HEADS.items()}
 SIZES: dict[str, Any] = dict(
     text_layers=7,  # the last merges NLVR2's images by a linear layer
     text_width=64,

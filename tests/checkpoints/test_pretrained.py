@@ -77,7 +77,8 @@ def test_queues_of_another_size_start_anew(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     shorter = CLASSES["retrieval"].from_pretrained(tmp_path, queue_size=8)
     assert sorted(shorter.load_report.dropped) == ["idx_queue", "image_queue", "ptr_queue", "text_queue"]
-    assert shorter.ptr_queue.item() == 0 and (shorter.idx_queue == -100).all()
+    assert shorter.ptr_queue.item() == 0
+    assert (shorter.idx_queue == -100).all()
     torch.testing.assert_close(shorter.image_queue.norm(dim=0), torch.ones(8))
     assert torch.equal(shorter.temp, model.temp)
 
@@ -86,7 +87,8 @@ def test_load_checkpoint_into_a_model(tmp_path: Path) -> None:
     build("pretrain").save_pretrained(tmp_path / "pretrain.pth", "published")
     model = build("caption", seed=1, image_size=48)
     report = load_checkpoint(model, tmp_path / "pretrain.pth")
-    assert report.reshaped == ["visual_encoder.pos_embed"] and not report.initial
+    assert report.reshaped == ["visual_encoder.pos_embed"]
+    assert not report.initial
     expected = build("pretrain").text_decoder.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.text_decoder.state_dict().items())
 
@@ -115,15 +117,17 @@ def test_interrupted_save_leaves_the_old_model_or_none(tmp_path: Path, monkeypat
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("blip_fast.checkpoints.pretrained.save_file", interrupted)
-        new.save_pretrained(tmp_path / "model")
+        with pytest.raises(KeyboardInterrupt):
+            new.save_pretrained(tmp_path / "model")
     assert_same_state(CLASSES["itm"].from_pretrained(tmp_path / "model"), old)
 
     synced: list[str] = []
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(files, "_sync", lambda path: interrupted() if synced else synced.append(path.name))
-        new.save_pretrained(tmp_path / "model")
+        with pytest.raises(KeyboardInterrupt):
+            new.save_pretrained(tmp_path / "model")
     assert synced == ["model.safetensors"]  # the new weights are in, the configuration is not
     with pytest.raises(FileNotFoundError, match=r"has no config\.json and 0 \.pth files"):
         CLASSES["itm"].from_pretrained(tmp_path / "model")
@@ -146,7 +150,7 @@ def test_refused_sources(tmp_path: Path) -> None:
     build("itm").save_pretrained(tmp_path / "itm")
     with pytest.raises(ValueError, match=r"checkpoint of BlipITM and does not fit BlipCaptioner: \d+ of its tensors"):
         CLASSES["caption"].from_pretrained(tmp_path / "itm")
-    with pytest.raises(ValueError, match=r"does not fit BlipITM: .* 'text_proj\.weight' first|'vision_proj\.weight' f"):
+    with pytest.raises(ValueError, match=r"does not fit BlipITM: 4 of its tensors .* 'vision_proj.weight' first"):
         CLASSES["itm"].from_pretrained(tmp_path / "itm", embed_dim=24)
     with pytest.raises(ValueError, match="BlipConfig has no field 'image_sise'; did you mean 'image_size'"):
         CLASSES["itm"].from_pretrained(tmp_path / "itm", image_sise=64)

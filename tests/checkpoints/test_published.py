@@ -68,7 +68,7 @@ def test_files_of_old_torch_and_safetensors(tmp_path: Path) -> None:
 def test_pickles_with_code_are_refused(tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     path = save(tmp_path / "model.pth", {"model": {"weight": torch.zeros(1)}, "config": Malicious(trap)})
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Malicious(trap)))
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Malicious(trap), protocol=2))
     for refused in (path, tmp_path / "plain.pth"):
         with pytest.raises(ValueError, match="no checkpoint of tensors and plain values; other pickles are not loaded"):
             CLASSES["itm"].from_pretrained(refused)
@@ -102,13 +102,15 @@ def test_captioner_matching_and_features_are_parts_of_pretraining(pretrained: Pa
     source = build("pretrain").state_dict()
     for head in ("caption", "itm", "features"):
         model = CLASSES[head].from_pretrained(pretrained)
-        assert not model.load_report.initial and "image_queue" in model.load_report.unexpected
+        assert not model.load_report.initial
+        assert "image_queue" in model.load_report.unexpected
         assert all(torch.equal(tensor, source[name]) for name, tensor in model.state_dict().items())
 
 
 def test_vqa_from_pretraining(pretrained: Path, tmp_path: Path) -> None:
     model = CLASSES["vqa"].from_pretrained(pretrained)
-    assert not model.load_report.initial and model.config.drop_path == 0.1
+    assert not model.load_report.initial
+    assert model.config.drop_path == 0.1
     # With an image encoder of another width the decoder's cross-attention has another shape, as with ViT-L.
     wide = save(tmp_path / "wide.pth", build("pretrain", vit_width=128, vit_heads=2).state_dict())
     model = CLASSES["vqa"].from_pretrained(wide)
@@ -154,7 +156,9 @@ def test_tensors_of_other_shapes_are_reported(tmp_path: Path) -> None:
     state["visual_encoder.norm.weight"] = torch.zeros(65)
     _, report = fit(build("caption", seed=1), state)
     assert report == LoadReport(dropped=["visual_encoder.norm.weight"])
-    with pytest.raises(ValueError, match="does not fit BlipCaptioner: 1 of its tensors .*'visual_encoder.norm.weight'"):
+    with pytest.raises(
+        ValueError, match=r"does not fit BlipCaptioner: 1 of its tensors .*'visual_encoder.norm.weight'"
+    ):
         CLASSES["caption"].from_pretrained(save(tmp_path / "model.pth", state))
 
 
