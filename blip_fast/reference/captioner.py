@@ -105,6 +105,8 @@ class BlipCaptioner(PretrainedModel):
         config = self.config
         limits = Limits(max_length, min_length, config.sep_token_id, config.pad_token_id, repetition_penalty)
         start = start_ids(prompt_ids, images.shape[0], config).to(images.device)
+        if start.shape[1] >= max_length:
+            raise ValueError(f"max_length={max_length} leaves no room behind a start of {start.shape[1]} tokens")
         copies = 1 if sample else num_beams
         session = self.decoding_session(images, copies, max_length)
         if copies == 1:

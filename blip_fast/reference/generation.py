@@ -123,6 +123,8 @@ def beam_search(
     The decoder holds ``num_beams`` rows per image, image after image. Length norm "published" divides by all tokens
     before the end token, the start included; "generated" (current transformers) by the generated ones, the end counted.
     """
+    if num_beams < 2:
+        raise ValueError(f"num_beams={num_beams}; beam search needs at least 2, a single path is greedy search")
     prompt_length = start.shape[1]
     counted = 0 if length_norm == "published" else 1 - prompt_length  # added to the length before the newest token
     ids = tokens = start.repeat_interleave(num_beams, dim=0)

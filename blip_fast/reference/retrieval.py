@@ -57,16 +57,28 @@ class BlipRetrieval(MomentumModel):
         self.clamp_temperature()
         image_embeds, image_feat, text_feat = self.online_features(image, input_ids, attention_mask)
         self.update_momentum()
-        features_m = self.momentum_features(image, input_ids, attention_mask)
-        queues = (self.image_queue, self.text_queue)
-        loss_itc, _, _ = contrastive_loss(
-            image_feat, text_feat, *features_m, *queues, self.temp, alpha, ids, self.idx_queue
-        )
-        self.enqueue(*features_m, ids)
+        image_feat_m, text_feat_m = self.momentum_features(image, input_ids, attention_mask)
+        loss_itc = self.contrastive(image_feat, text_feat, image_feat_m, text_feat_m, alpha, ids)
+        self.enqueue(image_feat_m, text_feat_m, ids)
         chosen = self.mine_negatives(image_feat, text_feat, ids) if negatives is None else Negatives(*negatives)
         candidates = self.candidates(image_embeds, input_ids, attention_mask)
         loss_itm = self.matching_loss(image_embeds, input_ids, attention_mask, chosen, candidates)
         return RetrievalOutput(loss_itc + loss_itm, loss_itc, loss_itm, chosen)
+
+    def contrastive(
+        self,
+        image_feat: Tensor,
+        text_feat: Tensor,
+        image_feat_m: Tensor,
+        text_feat_m: Tensor,
+        alpha: float | Tensor,
+        ids: Tensor,
+    ) -> Tensor:
+        """ITC loss against the queues as they are before this batch; keys of equal id are positives."""
+        features = (image_feat, text_feat, image_feat_m, text_feat_m)
+        queues = (self.image_queue, self.text_queue)
+        loss, _, _ = contrastive_loss(*features, *queues, self.temp, alpha, ids=ids, queue_ids=self.idx_queue)
+        return loss
 
     def enqueue(self, image_feat_m: Tensor, text_feat_m: Tensor, ids: Tensor) -> None:
         """Put the momentum features and image ids of all ranks into the queues."""
@@ -88,7 +100,8 @@ class BlipRetrieval(MomentumModel):
     def mine_negatives(self, image_feat: Tensor, text_feat: Tensor, ids: Tensor) -> Negatives:
         """Draw hard negatives from the candidates."""
         first_row = rank() * len(ids) if self.negative_all_rank else 0
-        return draw_hard_negatives(*self.negative_weights(image_feat, text_feat, ids), first_row=first_row)
+        weights_i2t, weights_t2i = self.negative_weights(image_feat, text_feat, ids)
+        return draw_hard_negatives(weights_i2t, weights_t2i, first_row)
 
     def candidates(
         self, image_embeds: Tensor, input_ids: Tensor, attention_mask: Tensor
