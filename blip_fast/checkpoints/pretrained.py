@@ -57,7 +57,7 @@ class PretrainedModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls: type[Model], source: Source, **overrides: Any) -> Model:
-        """A model from a checkpoint, on the CPU, in eval mode.
+        """A model from a checkpoint, on the CPU, in torch's default dtype and in eval mode.
 
         Args:
             source: a published ``.pth`` or its name ("model_base_capfilt_large"), an address, a folder written by

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -79,8 +81,11 @@ def _fetch(source: str, fetch: Callable[[], Path]) -> Path:
 
 
 def _download(address: str) -> Path:
-    """Fetch into torch's cache of checkpoints, once."""
-    target = Path(torch.hub.get_dir()) / "checkpoints" / address.rsplit("/", 1)[-1]
+    """Fetch into torch's cache of checkpoints, once; published files have the name there that the published code gives."""
+    name = urllib.parse.urlsplit(address).path.rsplit("/", 1)[-1]
+    if not address.startswith(PUBLISHED_ADDRESS):  # other files of one name must not be taken for each other
+        name = f"{hashlib.sha256(address.encode()).hexdigest()[:16]}-{name}"
+    target = Path(torch.hub.get_dir()) / "checkpoints" / name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(address, str(target))

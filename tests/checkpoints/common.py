@@ -16,7 +16,7 @@ from blip_fast.config import BlipConfig
 
 CLASSES: dict[str, type[PretrainedModel]] = {name: getattr(reference, head.class_name) for name, head in HEADS.items()}
 SIZES: dict[str, Any] = dict(
-    text_layers=7,  # the last merges NLVR2's images by a linear layer
+    text_layers=2,
     text_width=64,
     text_heads=1,
     text_intermediate=32,

@@ -36,11 +36,8 @@ def hf_model(head: str, **config: Any) -> Any:
 def hf_outputs(model: Any, head: str) -> list[Tensor]:
     if head == "caption":
         out = model(pixel_values=IMAGES, input_ids=IDS, attention_mask=MASK, labels=IDS)
-        return [
-            out.logits,
-            out.loss,
-            model.generate(IMAGES, input_ids=IDS[:, :5], max_length=9),
-        ]  # it drops the last token of a prompt
+        prompt = IDS[:, :5].clone()  # it writes into the prompt and drops its last token
+        return [out.logits, out.loss, model.generate(IMAGES, input_ids=prompt, max_length=9)]
     if head == "itm":
         arguments = dict(pixel_values=IMAGES, input_ids=IDS, attention_mask=MASK)
         return [model(**arguments, use_itm_head=choice).itm_score for choice in (True, False)]

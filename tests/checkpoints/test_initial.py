@@ -16,7 +16,7 @@ from tests.checkpoints.common import build, perturb, small_config
 BERT = BertConfig(
     vocab_size=298,
     hidden_size=64,
-    num_hidden_layers=7,
+    num_hidden_layers=2,
     num_attention_heads=4,
     intermediate_size=32,
     max_position_embeddings=24,
@@ -96,7 +96,7 @@ def test_bert_in_the_decoder() -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     report = load_bert(model, source)
     state = model.state_dict()
-    layer = "encoder.layer.3.attention.output.dense.weight"
+    layer = "encoder.layer.1.attention.output.dense.weight"
     assert torch.equal(state[f"text_decoder.bert.{layer}"], source[f"bert.{layer}"])
     assert torch.equal(state["text_decoder.cls.predictions.transform.dense.bias"],
                        source["cls.predictions.transform.dense.bias"])  # fmt: skip
@@ -133,6 +133,6 @@ def test_bert_with_old_names_from_a_file(tmp_path: Path) -> None:
 def test_bert_of_other_sizes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"the BERT does not fit: .* 'text_encoder.embeddings.word_embeddings.weight'"):
         load_bert(build("itm", vocab_size=250), bert(BertModel).state_dict())
-    with pytest.raises(ValueError, match=r"the BERT does not fit: .* 'text_encoder.encoder.layer.7.attention"):
-        load_bert(build("itm", text_layers=8), bert(BertModel).state_dict())
+    with pytest.raises(ValueError, match=r"the BERT does not fit: .* 'text_encoder.encoder.layer.2.attention"):
+        load_bert(build("itm", text_layers=3), bert(BertModel).state_dict())
     assert small_config().vocab_size == BERT.vocab_size + 2

@@ -30,6 +30,16 @@ def test_round_trip(head: str, format: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("head", HEADS)
+def test_fused_models_read_what_reference_models_write(head: str, tmp_path: Path) -> None:
+    fused = pytest.importorskip("blip_fast.models", exc_type=ImportError)
+    model = build(head)
+    model.save_pretrained(tmp_path)
+    again = getattr(fused, HEADS[head].class_name).from_pretrained(tmp_path)
+    assert type(again).__module__.startswith("blip_fast.models.")
+    assert_same_state(again, model)
+
+
+@pytest.mark.parametrize("head", HEADS)
 def test_state_is_all_that_construction_without_values_leaves_open(head: str) -> None:
     """``from_pretrained`` skips initial values where a checkpoint is complete: there must be no tensors beside it."""
     with torch.device("meta"):

@@ -38,6 +38,15 @@ def test_addresses_are_fetched_once(source: str, tmp_path: Path, monkeypatch: py
     assert fetched == [source if source.startswith("https") else published]
 
 
+def test_addresses_with_one_file_name_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda address, target: Path(target).write_text(address))
+    for folder in "ab":
+        address = f"https://example.org/{folder}/model.pth?download=1"
+        assert locate(address).read_text() == address
+        assert locate(address).suffix == ".pth"
+
+
 def test_published_names() -> None:
     assert len(set(PUBLISHED_NAMES)) == 13
     assert not any(name.endswith(".pth") for name in PUBLISHED_NAMES)
