@@ -39,6 +39,7 @@ def write_folder(folder: str | os.PathLike[str], write: Callable[[Path], object]
         target.mkdir(exist_ok=True)
         (target / CONFIG_FILE).unlink(missing_ok=True)
         for file in sorted(beside.iterdir(), key=lambda file: file.name == CONFIG_FILE):
+            shutil.copymode(beside / CONFIG_FILE, file)  # safetensors lets nobody but the owner read its files
             _sync(file)
             file.replace(target / file.name)
     finally:

@@ -117,6 +117,7 @@ def test_save_keeps_other_files_and_replaces_its_own(tmp_path: Path) -> None:
     second = build("itm", seed=1)
     second.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "log.txt", "model.safetensors"]
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
     assert_same_state(CLASSES["itm"].from_pretrained(tmp_path), second)
 
 
