@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from blip_fast.checkpoints.pretrained import PretrainedModel
 from blip_fast.config import BlipConfig
 from blip_fast.outputs import CaptionOutput
 from blip_fast.reference.decoder import DecodingSession, TextDecoder, lm_labels, lm_loss
@@ -15,12 +16,13 @@ from blip_fast.reference.vit import VisionTransformer
 SAMPLING_REPETITION_PENALTY = 1.1  # published value for nucleus sampling; searches use 1
 
 
-class BlipCaptioner(nn.Module):
+class BlipCaptioner(PretrainedModel):
     """Image encoder and image-grounded text decoder."""
 
+    head = "caption"
+
     def __init__(self, config: BlipConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.visual_encoder = VisionTransformer(config)
         self.text_decoder = TextDecoder(config)
 

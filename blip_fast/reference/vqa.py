@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from blip_fast.checkpoints.pretrained import PretrainedModel
 from blip_fast.config import BlipConfig
 from blip_fast.outputs import VQAOutput
 from blip_fast.reference.decoder import DecodingSession, TextDecoder, lm_labels, lm_loss
@@ -29,12 +30,13 @@ class Ranking(NamedTuple):
     scores: Tensor
 
 
-class BlipVQA(nn.Module):
+class BlipVQA(PretrainedModel):
     """Image encoder, question encoder that looks at the image, answer decoder that looks at the question."""
 
+    head = "vqa"
+
     def __init__(self, config: BlipConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.visual_encoder = VisionTransformer(config)
         self.text_encoder = TextEncoder(config)
         self.text_decoder = TextDecoder(config, state_width=config.text_width)
