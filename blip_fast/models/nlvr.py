@@ -34,7 +34,8 @@ class BlipNLVR(ReferenceNLVR):
         dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, states.device)
         own = torch.arange(len(texts), device=states.device)
         stream = encoder_stream(self.text_encoder, texts, own)
-        look = LookAtPair(*states.chunk(2), dropout)
+        first, second = states.chunk(2)
+        look = LookAtPair(first, second, dropout)
         logits = self.cls_head(run_layers(self.text_encoder.encoder.layer, [stream], dropout, look)[0])
         return NLVROutput(None if labels is None else F.cross_entropy(logits, labels), logits)
 

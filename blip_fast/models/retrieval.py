@@ -34,13 +34,21 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
         self.clamp_temperature()
         states, image_feat, text_feat = self.features(image, texts)
         self.update_momentum()
-        features_m = self.features_m(image, texts)
-        queues = (self.image_queue, self.text_queue)
+        image_feat_m, text_feat_m = self.features_m(image, texts)
         loss_itc, _, _ = contrastive_loss(
-            image_feat, text_feat, *features_m, *queues, self.temp, alpha, ids=ids, queue_ids=self.idx_queue[0]
+            image_feat,
+            text_feat,
+            image_feat_m,
+            text_feat_m,
+            self.image_queue,
+            self.text_queue,
+            self.temp,
+            alpha,
+            ids,
+            self.idx_queue,
         )
-        rows = dict(zip(("image_queue", "text_queue"), features_m, strict=True))
-        self.enqueue_rows(self.ptr_queue, **rows, idx_queue=ids.view(-1, 1))
+        ids_m = ids.view(-1, 1)
+        self.enqueue_rows(self.ptr_queue, image_queue=image_feat_m, text_queue=text_feat_m, idx_queue=ids_m)
         chosen = self.mine_negatives(image_feat, text_feat, ids) if negatives is None else Negatives(*negatives)
         loss_itm = self.pair_loss(states, texts, input_ids, attention_mask, chosen)
         return RetrievalOutput(loss_itc + loss_itm, loss_itc, loss_itm, chosen)

@@ -47,10 +47,11 @@ def cross_attention(
         cu_seqlens: (S + 1,) int32 or int64: text s holds rows cu_seqlens[s] to cu_seqlens[s + 1]; starts at 0.
         image_of_text: (S,) int32 or int64 in [0, B), in any order; images may have several texts or none.
         image_lengths: (B,) int32 or int64: tokens of each image, <= L; None: all L.
-        dropout_p: dropout probability of attention weights, in [0, 1). The mask depends on seed, offset, text, head, position in
-            the text and key alone; see `blip_fast.reference.cross_attention.keep_mask`. Survivors are scaled by 1 / (1 - dropout_p).
+        dropout_p: dropout probability of attention weights, in [0, 1). The mask depends on seed, offset, text, head, position
+            in the text and key alone; see `blip_fast.reference.cross_attention.keep_mask`. Survivors are scaled by
+            1 / (1 - dropout_p).
         scale: factor of the scores; None: D ** -0.5.
-        seed: 64-bit key of dropout, an int or an int64 tensor with one element; None: drawn from torch's generator of the device.
+        seed: 64-bit key of dropout, an int or an int64 tensor with one element; None: drawn from the device's generator.
         offset: an int or an int64 tensor with one element, of which the low 32 bits count: tells layers and steps apart.
         groups: `group_rows(cu_seqlens, image_of_text, T, B)`, when several calls share a batch; None: made here.
 

@@ -11,7 +11,8 @@ from torch import Tensor
 class RowGroups(NamedTuple):
     """Which rows attend to which image, in tables of fixed shapes (S texts, T rows, B images), all int32.
 
-    Rows without an image (past the last text, of a text whose image is outside [0, B), or masked) form group B: they attend to nothing.
+    Rows without an image (past the last text, of a text whose image is outside [0, B), or masked) form group B: they attend
+    to nothing.
     """
 
     cu_seqlens: Tensor  # (S + 1): text s holds rows cu_seqlens[s] to cu_seqlens[s + 1]

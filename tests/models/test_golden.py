@@ -9,7 +9,7 @@ from blip_fast import models, reference
 from tests import golden
 
 
-def pretrain_step(run: str, model: torch.nn.Module, mask_device: str = "cpu"):
+def pretrain_step(run: str, model: torch.nn.Module):
     tensors, _ = golden.load("pretrain")
     negatives = (tensors["neg_image_idx"], tensors["neg_text_idx"])
     alpha = {"a0": 0.0, "a4": 0.4}[run]
@@ -93,7 +93,7 @@ def test_generated_ids(run):
 
 
 def test_vqa(plan):
-    tensors, sidecar = golden.load("vqa")
+    tensors, _ = golden.load("vqa")
     model = golden.build(models.BlipVQA, "vqa").train()
     names = ("image", "ids", "mask", "answer_ids", "answer_mask", "n", "weights")
     out = model(*(tensors[name] for name in names))
@@ -111,7 +111,9 @@ def test_vqa_inference():
     assert torch.equal(ids, tensors["gen.ids"])
     k = sidecar["inference_runs"]["rank"]["k_test"]
     ranking = model.rank_ids(*questions, tensors["cand_ids"], tensors["cand_mask"], k=k)
-    expected = golden.build(reference.BlipVQA, "vqa").rank_ids(*questions, tensors["cand_ids"], tensors["cand_mask"], k=k)
+    expected = golden.build(reference.BlipVQA, "vqa").rank_ids(
+        *questions, tensors["cand_ids"], tensors["cand_mask"], k=k
+    )
     assert torch.equal(ranking.best, tensors["rank.max_ids"])
     order, want = ranking.kept.sort(dim=1), expected.kept.sort(dim=1)  # ties may change the order
     assert torch.equal(order.values, want.values)
