@@ -169,5 +169,6 @@ _operation = Operation(
 )
 _operation.add_reference(reference.contrastive_loss_with_gradients)
 _operation.add_native("cpu", FLOATS)
+_operation.add_triton("contrastive:contrastive_loss", FLOATS)
 _operation.add_autograd(_backward, _setup_context)
 _operation.add_flops(_flops)

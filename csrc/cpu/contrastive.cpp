@@ -25,7 +25,7 @@ namespace {
 using torch::stable::Tensor;
 
 constexpr int64_t kGroup = 128;  // rows per task, at least, so that reading the keys does not bound it
-constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+constexpr float kLog2E = 1.4426950408889634f;
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -146,7 +146,7 @@ void write_logits(const Problem& problem, const Direction& d, int64_t begin, int
   float* const logits = static_cast<float*>(d.logits.mutable_data_ptr());
   for (int64_t r = start; r < std::min(start + p.rows, problem.batch); ++r) {
     for (int64_t j = 0; j < std::min(p.keys, problem.gathered - begin); ++j) {
-      logits[r * problem.gathered + begin + j] = p.scores[j * p.rows + r - start] * kLn2;
+      logits[r * problem.gathered + begin + j] = p.scores[j * p.rows + r - start] / problem.temp;
     }
   }
 }

@@ -24,7 +24,7 @@ struct Panel {
   int64_t keys;           // in the tile
   const float* features;  // (E, rows)
   float scale;            // log2(e) / temp
-  float* scores;          // (kTile, rows): logits to base 2, then weights
+  float* scores;          // (kTile, rows): products feature . key, then weights
   float* expected;        // (E rounded up to 8, rows): sum of weight * key
   float* maximum;         // (rows)
   float* total;           // (rows): sum of weights
@@ -55,7 +55,7 @@ BLIP_FAST_INLINE void compute_scores(const Panel& p) {
     BLIP_FAST_UNROLL
     for (int m = 0; m < M; ++m) {
       BLIP_FAST_UNROLL
-      for (int v = 0; v < V; ++v) scores[m * V + v] = c[m][v] * p.scale;
+      for (int v = 0; v < V; ++v) scores[m * V + v] = c[m][v];
     }
   }
 }
@@ -68,13 +68,16 @@ BLIP_FAST_INLINE void compute_weights(const Panel& p) {
     Float& maximum = reinterpret_cast<Float*>(p.maximum)[v];
     Float& total = reinterpret_cast<Float*>(p.total)[v];
     Float top = maximum;
-    for (int64_t j = 0; j < p.keys; ++j) top = scores[j * V] > top ? scores[j * V] : top;
+    for (int64_t j = 0; j < p.keys; ++j) {
+      const Float score = scores[j * V] * p.scale;
+      top = score > top ? score : top;
+    }
     const Float shift = top == kMinusInf ? Float{} : top;  // -inf - -inf would be NaN
     Float factor = maximum - shift;
     exp2_nonpositive<W>(factor);
     Float sum{};
     for (int64_t j = 0; j < p.keys; ++j) {
-      Float weight = scores[j * V] - shift;
+      Float weight = scores[j * V] * p.scale - shift;
       exp2_nonpositive<W>(weight);
       scores[j * V] = weight;
       sum += weight;
