@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from blip_fast.ops.adamw_momentum import adamw_momentum_step_
 from blip_fast.ops.enqueue import enqueue_
 from blip_fast.ops.hard_negatives import mine_hard_negatives
 from blip_fast.ops.momentum import momentum_update_
 
-__all__ = ["enqueue_", "mine_hard_negatives", "momentum_update_"]
+__all__ = ["adamw_momentum_step_", "enqueue_", "mine_hard_negatives", "momentum_update_"]
