@@ -49,24 +49,20 @@ def adamw_momentum_step_(
     Raises:
         ValueError: lengths, shapes, dtypes, devices, layout or numbers do not fit.
     """
-    lists = [list(tensors) for tensors in (params, grads, exp_avgs, exp_avg_sqs, steps, params_m)]
+    params = list(params)
+    lists: list[list[Tensor]] = [list(tensors) for tensors in (grads, exp_avgs, exp_avg_sqs, steps, params_m)]
     _check_numbers(betas, eps, weight_decay, momentum)
-    _check_tensors(*lists)
-    if not lists[0]:
+    _check_tensors(params, lists)
+    if not params:
         return
-    device = lists[0][0].device
-    scalars = [None if s is None else _scalar(n, s, device) for n, s in _named(grad_factor, found_inf)]
-    rate = (
-        _scalar("lr", lr, device) if isinstance(lr, Tensor) else torch.full((), lr, dtype=torch.float32, device=device)
-    )
-    order = sorted(range(len(lists[0])), key=lambda i: lists[5][i] is None)  # those with a copy first
-    columns = [[tensors[i] for i in order if tensors[i] is not None] for tensors in lists]
+    device = params[0].device
+    rate = lr if isinstance(lr, Tensor) else torch.full((), lr, dtype=torch.float32, device=device)
+    named = {"lr": rate, "grad_factor": grad_factor, "found_inf": found_inf}
+    rate, *factors = (_scalar(name, tensor, device) for name, tensor in named.items())
+    order = sorted(range(len(params)), key=lambda i: lists[-1][i] is None)  # those with a copy first
+    columns = [[tensors[i] for i in order if tensors[i] is not None] for tensors in (params, *lists)]
     with torch.no_grad():
-        _operation.call(*columns, rate, *betas, eps, weight_decay, momentum, *scalars)
-
-
-def _named(grad_factor: Tensor | None, found_inf: Tensor | None) -> list[tuple[str, Tensor | None]]:
-    return [("grad_factor", grad_factor), ("found_inf", found_inf)]
+        _operation.call(*columns, rate, *betas, eps, weight_decay, momentum, *factors)
 
 
 def _check_numbers(betas: tuple[float, float], eps: float, weight_decay: float, momentum: float) -> None:
@@ -81,34 +77,38 @@ def _check_numbers(betas: tuple[float, float], eps: float, weight_decay: float, 
         raise ValueError(f"momentum is {momentum}; expected a number in [0, 1]")
 
 
-NAMES = ("params", "grads", "exp_avgs", "exp_avg_sqs", "steps", "params_m")
+NAMES = ("grads", "exp_avgs", "exp_avg_sqs", "steps", "params_m")
 
 
-def _check_tensors(params: list[Tensor], *others: list[Tensor | None]) -> None:
-    for name, tensors in zip(NAMES[1:], others, strict=True):
+def _check_tensors(params: list[Tensor], lists: list[list[Tensor]]) -> None:
+    for name, tensors in zip(NAMES, lists, strict=True):
         if len(tensors) != len(params):
             raise ValueError(f"{name} has {len(tensors)} tensors; expected {len(params)} as params")
-    for i, (param, *rest) in enumerate(zip(params, *others, strict=True)):
-        if param.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"params[{i}] is {param.dtype}; expected torch.float32")
-        shape, device = param.shape, params[0].device
-        for name, tensor in zip(NAMES, (param, *rest), strict=True):
+    for i, param in enumerate(params):
+        if param.dtype not in (torch.float32, torch.float64) or not param.is_contiguous():
+            layout = "contiguous" if param.is_contiguous() else "strided"
+            raise ValueError(f"params[{i}] is {layout} {param.dtype}; expected contiguous torch.float32")
+    shapes, dtypes = [param.shape for param in params], [param.dtype for param in params]
+    for name, tensors in zip(NAMES, lists, strict=True):
+        for i, tensor in enumerate(tensors):
             if tensor is None and name == "params_m":
                 continue
-            dtype = torch.float32 if name == "steps" else param.dtype
-            fits = tensor.numel() == 1 if name == "steps" else tensor.shape == shape
-            if not fits:
-                expected = "one element" if name == "steps" else tuple(shape)
+            if tensor.shape != shapes[i] if name != "steps" else tensor.numel() != 1:
+                expected = "one element" if name == "steps" else tuple(shapes[i])
                 raise ValueError(f"{name}[{i}] has shape {tuple(tensor.shape)}; expected {expected}")
+            dtype = torch.float32 if name == "steps" else dtypes[i]
             if tensor.dtype != dtype and not (name == "grads" and tensor.is_floating_point()):
                 raise ValueError(f"{name}[{i}] is {tensor.dtype}; expected {dtype}")
-            if tensor.device != device:
-                raise ValueError(f"{name}[{i}] is on {tensor.device}; expected {device}")
             if not tensor.is_contiguous():
                 raise ValueError(f"{name}[{i}] is not contiguous; expected a contiguous tensor")
+    devices = {tensor.device for tensors in (params, *lists) for tensor in tensors if tensor is not None}
+    if len(devices) > 1:
+        raise ValueError(f"the tensors are on {', '.join(sorted(map(str, devices)))}; expected one device")
 
 
-def _scalar(name: str, tensor: Tensor, device: torch.device) -> Tensor:
+def _scalar(name: str, tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    if tensor is None:
+        return None
     if tensor.numel() != 1 or not tensor.is_floating_point() or tensor.device != device:
         found = f"{tensor.dtype} of {tensor.numel()} elements on {tensor.device}"
         raise ValueError(f"{name} is {found}; expected one floating-point element on {device}")
