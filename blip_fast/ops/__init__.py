@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from blip_fast.ops.adamw_momentum import adamw_momentum_step_
 from blip_fast.ops.contrastive import contrastive_loss
 from blip_fast.ops.cross_attention import cross_attention, cross_attention_padded, group_rows
 from blip_fast.ops.enqueue import enqueue_
@@ -10,6 +11,7 @@ from blip_fast.ops.linear_cross_entropy import linear_cross_entropy
 from blip_fast.ops.momentum import momentum_update_
 
 __all__ = [
+    "adamw_momentum_step_",
     "contrastive_loss",
     "cross_attention",
     "cross_attention_padded",

@@ -33,31 +33,18 @@ struct Scratch {
   explicit Scratch(int64_t columns) : values(columns), admissible(columns), weights(columns) {}
 };
 
-// Largest of the values; `defined` is false where it is not finite or a value is NaN.
-BLIP_FAST_HOST_DEVICE float largest(const float* values, int64_t count, bool* defined) {
+// Largest of the values, NaN left aside. In lanes, since the compiler may not reorder a chain of comparisons.
+BLIP_FAST_HOST_DEVICE float largest(const float* values, int64_t count) {
   constexpr int kLanes = 16;
   float lane[kLanes];
-  int32_t nan[kLanes] = {};
   for (int k = 0; k < kLanes; ++k) lane[k] = -INFINITY;
   const int64_t whole = count / kLanes * kLanes;
   for (int64_t j = 0; j < whole; j += kLanes) {
-    for (int k = 0; k < kLanes; ++k) {
-      nan[k] |= values[j + k] != values[j + k];
-      lane[k] = values[j + k] > lane[k] ? values[j + k] : lane[k];
-    }
+    for (int k = 0; k < kLanes; ++k) lane[k] = values[j + k] > lane[k] ? values[j + k] : lane[k];
   }
-  for (int64_t j = whole; j < count; ++j) {
-    nan[0] |= values[j] != values[j];
-    lane[0] = values[j] > lane[0] ? values[j] : lane[0];
-  }
-  float found = -INFINITY;
-  bool any_nan = false;
-  for (int k = 0; k < kLanes; ++k) {
-    found = lane[k] > found ? lane[k] : found;
-    any_nan |= nan[k] != 0;
-  }
-  *defined = std::isfinite(found) && !any_nan;
-  return found;
+  for (int64_t j = whole; j < count; ++j) lane[0] = values[j] > lane[0] ? values[j] : lane[0];
+  for (int k = 1; k < kLanes; ++k) lane[0] = lane[k] > lane[0] ? lane[k] : lane[0];
+  return lane[0];
 }
 
 // Weights in proportion to softmax + epsilon on the admissible columns; returns their sum, 0 where softmax is
@@ -68,12 +55,14 @@ BLIP_FAST_HOST_DEVICE int64_t weigh(const T* sim, int64_t columns, const Setting
   const bool all_count = settings.epsilon > 0;
   const int64_t* const admissible = scratch.admissible.data();
   float* const values = scratch.values.data();
+  int32_t nan = 0;
   for (int64_t j = 0; j < columns; ++j) {
-    values[j] = all_count || admissible[j] ? static_cast<float>(sim[j]) : -INFINITY;
+    const float value = all_count || admissible[j] ? static_cast<float>(sim[j]) : -INFINITY;
+    nan |= value != value;
+    values[j] = value;
   }
-  bool defined;
-  const float shift = largest(values, columns, &defined);
-  if (!defined) return 0;
+  const float shift = largest(values, columns);
+  if (nan || !std::isfinite(shift)) return 0;
   int64_t* const weights = scratch.weights.data();
   int64_t all = 0, total = 0;
   for (int64_t j = 0; j < columns; ++j) {
