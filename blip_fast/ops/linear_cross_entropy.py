@@ -72,7 +72,9 @@ def _check(
     if weight.dim() != 2 or weight.shape[1] != hidden.shape[1] or 0 in weight.shape:
         raise ValueError(f"weight has shape {tuple(weight.shape)}; expected (V, {hidden.shape[1]}), neither of them 0")
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias has shape {tuple(bias.shape)}; expected ({weight.shape[0]},), a number per row of weight")
+        raise ValueError(
+            f"bias has shape {tuple(bias.shape)}; expected ({weight.shape[0]},), a number per row of weight"
+        )
     if labels.shape != hidden.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(
             f"labels has shape {tuple(labels.shape)} and dtype {labels.dtype}; expected ({hidden.shape[0]},) and int64"
@@ -146,7 +148,16 @@ def _gradient(ctx: Any, grad_losses: Tensor | None, *_: Tensor | None) -> tuple[
     need = ctx.needs_input_grad
     kept = logits.numel() > 0
     grad_hidden, grad_weight, grad_bias = _backward.call(
-        grad_losses.contiguous(), hidden, weight, bias, labels, lse, logits, ctx.label_smoothing, ctx.ignore_index, *need[:3]
+        grad_losses.contiguous(),
+        hidden,
+        weight,
+        bias,
+        labels,
+        lse,
+        logits,
+        ctx.label_smoothing,
+        ctx.ignore_index,
+        *need[:3],
     )
     gradients = (grad_hidden, logits if kept else grad_weight, grad_bias)
     return (*(g if wanted else None for g, wanted in zip(gradients, need[:3], strict=True)), None, None, None, None)
@@ -170,6 +181,7 @@ _forward = Operation(
 )
 _forward.add_reference(reference.forward)
 _forward.add_native("cpu")
+_forward.add_triton("linear_cross_entropy:forward")
 _forward.add_autograd(_gradient, _setup_context)
 _forward.add_autocast()
 _forward.add_flops(_forward_flops)
@@ -182,4 +194,5 @@ _backward = Operation(
 )
 _backward.add_reference(reference.backward)
 _backward.add_native("cpu")
+_backward.add_triton("linear_cross_entropy:backward")
 _backward.add_flops(_backward_flops)
