@@ -42,14 +42,14 @@ def draw_hard_negatives(weights_i2t: Tensor, weights_t2i: Tensor, first_row: int
     A row without any candidate (a batch of one, or only equal ids) keeps its own partner: candidate ``first_row + b``,
     where ``first_row`` is the position of the batch among the candidates. Returns int64 indices, (B,) each.
     """
-    image_for_text = [draw_row(row, first_row + index) for index, row in enumerate(weights_t2i)]
-    text_for_image = [draw_row(row, first_row + index) for index, row in enumerate(weights_i2t)]
+    image_for_text = [int(torch.multinomial(row, 1).item()) for row in own_partner_if_empty(weights_t2i, first_row)]
+    text_for_image = [int(torch.multinomial(row, 1).item()) for row in own_partner_if_empty(weights_i2t, first_row)]
     device = weights_i2t.device
     return Negatives(torch.tensor(image_for_text, device=device), torch.tensor(text_for_image, device=device))
 
 
-def draw_row(weights: Tensor, without_candidate: int) -> int:
-    """One index drawn in proportion to ``weights`` (N,), or ``without_candidate`` when all are zero."""
-    if not bool(weights.any()):
-        return without_candidate
-    return int(torch.multinomial(weights, 1).item())
+def own_partner_if_empty(weights: Tensor, first_row: int) -> Tensor:
+    """Weights (B, N) in which a row of zeros has weight 1 at its own partner."""
+    weights = weights.clone()
+    weights.diagonal(first_row).add_(~weights.any(dim=1))
+    return weights
