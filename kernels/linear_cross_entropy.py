@@ -150,13 +150,13 @@ def combine_kernel(
     inside = o_r < tl.load(p_rows + T)
     b_max = tl.full((BT,), float("-inf"), tl.float32)
     p_s = p_statistics + o_r
-    for _ in range(0, tiles):
+    for _ in range(tiles):
         b_max = tl.maximum(b_max, tl.load(p_s, mask=inside, other=0.0))
         p_s += 3 * T
     b_sum = tl.zeros((BT,), tl.float32)
     b_total = tl.zeros((BT,), tl.float32)
     p_s = p_statistics + o_r
-    for _ in range(0, tiles):
+    for _ in range(tiles):
         b_scale = tl.exp(tl.load(p_s, mask=inside, other=0.0) - b_max)
         b_sum += tl.load(p_s + T, mask=inside, other=1.0) * b_scale
         b_total += tl.load(p_s + 2 * T, mask=inside, other=0.0)

@@ -134,6 +134,7 @@ def _backward_fake(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, bias, labels, ctx.label_smoothing, ctx.ignore_index, _ = inputs
     _, lse, logits = output
+    ctx.spent = False
     ctx.mark_non_differentiable(lse, logits)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(hidden, weight, bias, labels, lse, logits)
@@ -145,22 +146,18 @@ def _gradient(ctx: Any, grad_losses: Tensor | None, *_: Tensor | None) -> tuple[
     if grad_losses is None:
         return (None,) * 7
     hidden, weight, bias, labels, lse, logits = ctx.saved_tensors
-    need = ctx.needs_input_grad
+    if ctx.spent:  # a second backward through a retained graph: the kept logits have become a gradient
+        logits = weight.new_empty(0)
     kept = logits.numel() > 0
-    grad_hidden, grad_weight, grad_bias = _backward.call(
-        grad_losses.contiguous(),
-        hidden,
-        weight,
-        bias,
-        labels,
-        lse,
-        logits,
-        ctx.label_smoothing,
-        ctx.ignore_index,
-        *need[:3],
-    )
+    ctx.spent |= kept
+    need = ctx.needs_input_grad[:3]
+    smoothing, ignore_index = ctx.label_smoothing, ctx.ignore_index
+    with torch.autograd._unsafe_preserve_version_counter(logits):
+        grad_hidden, grad_weight, grad_bias = _backward.call(
+            grad_losses.contiguous(), hidden, weight, bias, labels, lse, logits, smoothing, ignore_index, *need
+        )
     gradients = (grad_hidden, logits if kept else grad_weight, grad_bias)
-    return (*(g if wanted else None for g, wanted in zip(gradients, need[:3], strict=True)), None, None, None, None)
+    return (*(g if wanted else None for g, wanted in zip(gradients, need, strict=True)), None, None, None, None)
 
 
 def _forward_flops(hidden: Any, weight: Any, *_: Any, **__: Any) -> int:
