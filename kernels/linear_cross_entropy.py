@@ -395,7 +395,7 @@ def forward(
     statistics = torch.empty(tiles, 3, T, dtype=torch.float32, device=hidden.device)
     at_label = torch.empty_like(losses)
     linear_cross_entropy_fwd_kernel[(triton.cdiv(T, tile.columns), tiles)](
-        hidden, weight, bias, labels, rows, logits, statistics, at_label, T, C, V,
+        hidden, weight, weight if bias is None else bias, labels, rows, logits, statistics, at_label, T, C, V,
         KEEP=keep_logits, HAS_BIAS=bias is not None, PRECISION=_precision(),
         BV=tile.rows, BT=tile.columns, BK=tile.depth, num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
@@ -442,8 +442,8 @@ def backward(
     for word in range(0, V, chunk):
         words, tile = min(chunk, V - word), config.gradient
         logits_gradient_kernel[(row_tiles, triton.cdiv(words, tile.rows))](
-            hidden, weight, bias, labels, rows, logits, lse, grad_losses, d, sums, T, C, V, word, words, stride,
-            label_smoothing, KEPT=kept, HAS_BIAS=bias is not None, NEED_BIAS=need_bias, PRECISION=precision,
+            hidden, weight, weight if bias is None else bias, labels, rows, logits, lse, grad_losses, d, sums,
+            T, C, V, word, words, stride, label_smoothing, KEPT=kept, HAS_BIAS=bias is not None, NEED_BIAS=need_bias, PRECISION=precision,
             BV=tile.rows, BT=tile.columns, BK=tile.depth, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
         if need_weight:

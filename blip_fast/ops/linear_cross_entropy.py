@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from blip_fast.ops.registry import Operation
-from blip_fast.reference import linear_cross_entropy as reference
+from blip_fast.reference.linear_cross_entropy import backward as reference_backward
+from blip_fast.reference.linear_cross_entropy import forward as reference_forward
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -146,10 +147,11 @@ def _gradient(ctx: Any, grad_losses: Tensor | None, *_: Tensor | None) -> tuple[
     if grad_losses is None:
         return (None,) * 7
     hidden, weight, bias, labels, lse, logits = ctx.saved_tensors
-    if ctx.spent:  # a second backward through a retained graph: the kept logits have become a gradient
-        logits = weight.new_empty(0)
-    kept = logits.numel() > 0
+    # After a first backward through a retained graph the kept logits are a gradient.
+    kept = logits.numel() > 0 and not ctx.spent
     ctx.spent |= kept
+    if not kept:
+        logits = weight.new_empty(0)
     need = ctx.needs_input_grad[:3]
     smoothing, ignore_index = ctx.label_smoothing, ctx.ignore_index
     with torch.autograd._unsafe_preserve_version_counter(logits):
@@ -176,7 +178,7 @@ _forward = Operation(
     "int ignore_index, bool keep_logits) -> (Tensor, Tensor, Tensor)",
     _forward_fake,
 )
-_forward.add_reference(reference.forward)
+_forward.add_reference(reference_forward)
 _forward.add_native("cpu")
 _forward.add_triton("linear_cross_entropy:forward")
 _forward.add_autograd(_gradient, _setup_context)
@@ -189,7 +191,7 @@ _backward = Operation(
     "bool need_bias) -> (Tensor, Tensor, Tensor)",
     _backward_fake,
 )
-_backward.add_reference(reference.backward)
+_backward.add_reference(reference_backward)
 _backward.add_native("cpu")
 _backward.add_triton("linear_cross_entropy:backward")
 _backward.add_flops(_backward_flops)
