@@ -443,7 +443,8 @@ def backward(
         words, tile = min(chunk, V - word), config.gradient
         logits_gradient_kernel[(row_tiles, triton.cdiv(words, tile.rows))](
             hidden, weight, weight if bias is None else bias, labels, rows, logits, lse, grad_losses, d, sums,
-            T, C, V, word, words, stride, label_smoothing, KEPT=kept, HAS_BIAS=bias is not None, NEED_BIAS=need_bias, PRECISION=precision,
+            T, C, V, word, words, stride, label_smoothing,
+            KEPT=kept, HAS_BIAS=bias is not None, NEED_BIAS=need_bias, PRECISION=precision,
             BV=tile.rows, BT=tile.columns, BK=tile.depth, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
         if need_weight:
