@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from blip_fast.ops.registry import Operation
-from blip_fast.reference import linear_cross_entropy as reference
+from blip_fast.reference.linear_cross_entropy import backward as reference_backward
+from blip_fast.reference.linear_cross_entropy import forward as reference_forward
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -135,6 +136,7 @@ def _backward_fake(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, bias, labels, ctx.label_smoothing, ctx.ignore_index, _ = inputs
     _, lse, logits = output
+    ctx.spent = False
     ctx.mark_non_differentiable(lse, logits)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(hidden, weight, bias, labels, lse, logits)
@@ -146,22 +148,19 @@ def _gradient(ctx: Any, grad_losses: Tensor | None, *_: Tensor | None) -> tuple[
     if grad_losses is None:
         return (None,) * 7
     hidden, weight, bias, labels, lse, logits = ctx.saved_tensors
-    need = ctx.needs_input_grad
-    kept = logits.numel() > 0
-    grad_hidden, grad_weight, grad_bias = _backward.call(
-        grad_losses.contiguous(),
-        hidden,
-        weight,
-        bias,
-        labels,
-        lse,
-        logits,
-        ctx.label_smoothing,
-        ctx.ignore_index,
-        *need[:3],
-    )
+    # After a first backward through a retained graph the kept logits are a gradient.
+    kept = logits.numel() > 0 and not ctx.spent
+    ctx.spent |= kept
+    if not kept:
+        logits = weight.new_empty(0)
+    need = ctx.needs_input_grad[:3]
+    smoothing, ignore_index = ctx.label_smoothing, ctx.ignore_index
+    with torch.autograd._unsafe_preserve_version_counter(logits):
+        grad_hidden, grad_weight, grad_bias = _backward.call(
+            grad_losses.contiguous(), hidden, weight, bias, labels, lse, logits, smoothing, ignore_index, *need
+        )
     gradients = (grad_hidden, logits if kept else grad_weight, grad_bias)
-    return (*(g if wanted else None for g, wanted in zip(gradients, need[:3], strict=True)), None, None, None, None)
+    return (*(g if wanted else None for g, wanted in zip(gradients, need, strict=True)), None, None, None, None)
 
 
 def _forward_flops(hidden: Any, weight: Any, *_: Any, **__: Any) -> int:
@@ -180,8 +179,9 @@ _forward = Operation(
     "int ignore_index, bool keep_logits) -> (Tensor, Tensor, Tensor)",
     _forward_fake,
 )
-_forward.add_reference(reference.forward)
+_forward.add_reference(reference_forward)
 _forward.add_native("cpu")
+_forward.add_triton("linear_cross_entropy:forward")
 _forward.add_autograd(_gradient, _setup_context)
 _forward.add_autocast()
 _forward.add_flops(_forward_flops)
@@ -192,6 +192,7 @@ _backward = Operation(
     "bool need_bias) -> (Tensor, Tensor, Tensor)",
     _backward_fake,
 )
-_backward.add_reference(reference.backward)
+_backward.add_reference(reference_backward)
 _backward.add_native("cpu")
+_backward.add_triton("linear_cross_entropy:backward")
 _backward.add_flops(_backward_flops)

@@ -41,7 +41,7 @@ def forward(
     if keep_logits:
         rows = (labels == ignore_index).to(torch.uint8).argsort(stable=True)[: weight.shape[1]]
         kept[:, : len(rows)] = logits[rows].T
-    return losses, logits.logsumexp(dim=1), kept
+    return losses, _log_sum_exp(logits), kept
 
 
 def backward(
@@ -70,6 +70,12 @@ def backward(
         logits.copy_(grad_weight)
         grad_weight = weight.new_empty(0)
     return grad_hidden, grad_weight, grad.sum(dim=0) if need_bias else weight.new_empty(0)
+
+
+def _log_sum_exp(logits: Tensor) -> Tensor:
+    """As inside `log_softmax`: NaN where a logit is infinite, unlike `torch.logsumexp`."""
+    top = logits.amax(dim=1, keepdim=True)
+    return top[:, 0] + (logits - top).exp().sum(dim=1).log()
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

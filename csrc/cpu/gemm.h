@@ -3,8 +3,8 @@
 //
 // C (rows x columns) = A (rows x depth) B (depth x columns). B is packed into panels of 32 columns, zero padded; A is
 // read where it lies, with any strides. A caller passes up to about 128 rows at a time, so that they stay in the
-// second-level cache. Sums are taken over 256 products, then over those sums, in order: more accurate than one long
-// sum, and the result depends neither on the tiling (depths split at multiples of 256) nor on the number of threads.
+// second-level cache. Sums are taken over 128 products, then over those sums, in order: more accurate than one long
+// sum, and the result depends neither on the tiling (depths split at multiples of 128) nor on the number of threads.
 #pragma once
 
 #include <algorithm>
