@@ -35,7 +35,7 @@ setup: native
 
 # Rebuilds what changed in csrc/; there is no build folder where no compiler was found.
 native: $(READY)
-	@if [ -d build/cmake ]; then $(BIN)/cmake --build build/cmake | grep -v 'no work to do' || true; fi
+	@test ! -d build/cmake || $(BIN)/cmake --build build/cmake > build/native.log || { cat build/native.log; exit 1; }
 
 $(READY): pyproject.toml setup.py constraints.txt CMakeLists.txt
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'blip_fast needs python3 >= 3.10'; exit 1; }
