@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "../common/attention.h"
@@ -81,6 +82,7 @@ class Scratch {
   float* next_ = nullptr;
 };
 
+// The least multiple of `unit` that is not less than x.
 inline int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
 // The query side of a task: panels of lanes, scaled to log2 units, and where dropout finds each row.
@@ -128,21 +130,42 @@ BLIP_FAST_INLINE Panels make_panels(const AttentionTask<T>& task, const Attentio
   return panels;
 }
 
-// Bring `count` elements to the L2 cache.
-template <int kWrite, class T>
-BLIP_FAST_INLINE void prefetch(T* from, int64_t count) {
-  for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + i, kWrite, 2);
+// Rows of fp32 numbers, as operands of products.
+template <class T>
+struct Block {
+  T* data;
+  int64_t ld;
+};
+
+// True where rows can be used as they lie: fp32, in whole vectors.
+template <class Isa, class T>
+BLIP_FAST_INLINE bool in_place(int64_t dim) {
+  return std::is_same<std::remove_const_t<T>, float>::value && dim % Isa::kWidth == 0;
 }
 
-// Rows [begin, begin + count) as fp32, padded with zeros from dim to ld. Rows of one head lie pages apart, where no hardware
-// prefetches; the same rows of the next head, which the same thread will want next, follow at once.
 template <class T>
-BLIP_FAST_INLINE void load_block(float* to, int64_t ld, const Rows<const T>& from, int64_t begin, int64_t count, int64_t dim) {
-  for (int64_t l = 0; l < count; ++l) {
-    prefetch<0>(from[begin + l] + dim, dim);
-    load_row(to + l * ld, from[begin + l], dim);
-    for (int64_t d = dim; d < ld; ++d) to[l * ld + d] = 0.0f;
-  }
+BLIP_FAST_INLINE void load_padded(float* to, int64_t ld, const T* from, int64_t dim) {
+  load_row(to, from, dim);
+  for (int64_t d = dim; d < ld; ++d) to[d] = 0.0f;
+}
+
+// Rows [begin, begin + count): in place, or converted into `buffer`, padded with zeros to whole vectors.
+template <class Isa, class T>
+BLIP_FAST_INLINE Block<const float> read_block(const Rows<const T>& from, int64_t begin, int64_t count, int64_t dim, float* buffer) {
+  const int64_t ld = round_up(dim, Isa::kWidth);
+  if (in_place<Isa, T>(dim)) return {reinterpret_cast<const float*>(from[begin]), from.stride};
+  for (int64_t l = 0; l < count; ++l) load_padded(buffer + l * ld, ld, from[begin + l], dim);
+  return {buffer, ld};
+}
+
+// The block of keys or values after the one at `begin`: of this head, or the first one of the next head, which the same thread
+// is likely to take next.
+template <class T>
+BLIP_FAST_INLINE Prefetch next_block(const AttentionTask<T>& task, const Rows<const T>& from, int64_t begin, int64_t dim) {
+  const int64_t next = begin + kKeyBlock, stride = from.stride * static_cast<int64_t>(sizeof(T));
+  const int64_t bytes = dim * static_cast<int64_t>(sizeof(T));
+  if (next < task.length) return {from[next], stride, bytes, std::min(kKeyBlock, task.length - next)};
+  return {from[0] + dim, stride, bytes, std::min(kKeyBlock, task.length)};
 }
 
 // Hide from each query of a panel the keys after its own place.

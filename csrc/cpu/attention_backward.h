@@ -26,18 +26,18 @@ struct BackwardBuffers {
         grad_value(scratch.take(kKeyBlock * ld)),
         p(scratch.take(kKeyBlock * kPanel)),
         grad_p(scratch.take(kKeyBlock * kPanel)) {
-    std::fill(grad_query, grad_query + count * ld, 0.0f);
     std::fill(lse, lse + width, 0.0f);
     std::fill(delta, delta + width, 0.0f);
   }
 };
 
 template <class T>
-BLIP_FAST_INLINE void load_queries(const BackwardTask<T>& task, int64_t dim, int64_t ld, const BackwardBuffers& buffers) {
+BLIP_FAST_INLINE void load_queries(const BackwardTask<T>& task, int64_t dim, int64_t ld, float scale, const BackwardBuffers& buffers) {
   for (int64_t m = 0; m < task.count; ++m) {
     const int32_t row = task.rows[m];
-    load_block(buffers.query + m * ld, ld, task.query, row, 1, dim);
-    load_block(buffers.grad_out + m * ld, ld, task.grad_out, row, 1, dim);
+    load_padded(buffers.query + m * ld, ld, task.query[row], dim);
+    load_padded(buffers.grad_out + m * ld, ld, task.grad_out[row], dim);
+    for (int64_t d = 0; d < dim; ++d) buffers.query[m * ld + d] *= scale;
     const T* const out = task.out[row];
     float delta = 0.0f;
     for (int64_t d = 0; d < dim; ++d) delta += buffers.grad_out[m * ld + d] * to_float(out[d]);
@@ -87,38 +87,56 @@ BLIP_FAST_INLINE void backward_block_with_dropout(
   }
 }
 
+// Where a product may put rows from `begin` on: in place, or in `buffer` until store_block converts them.
+template <class Isa, class T>
+BLIP_FAST_INLINE Block<float> write_block(const Rows<T>& to, int64_t begin, int64_t dim, float* buffer) {
+  if (in_place<Isa, T>(dim)) return {reinterpret_cast<float*>(to[begin]), to.stride};
+  return {buffer, round_up(dim, Isa::kWidth)};
+}
+
+template <class Isa, class T>
+BLIP_FAST_INLINE void store_block(const Rows<T>& to, int64_t begin, int64_t count, int64_t dim, const Block<float>& from) {
+  if (in_place<Isa, T>(dim)) return;
+  for (int64_t l = 0; l < count; ++l) store_row(to[begin + l], from.data + l * from.ld, dim, 1.0f);
+}
+
 template <class Isa, class T>
 BLIP_FAST_INLINE void differentiate_block(
     const BackwardTask<T>& task, const AttentionSettings& settings, const Panels& panels, int64_t begin,
     const BackwardBuffers& buffers) {
   const int64_t dim = settings.dim, ld = round_up(dim, Isa::kWidth), keys = std::min(kKeyBlock, task.length - begin);
-  load_block(buffers.key, ld, task.key, begin, keys, dim);
-  load_block(buffers.value, ld, task.value, begin, keys, dim);
-  for (int64_t l = 0; l < keys; ++l) {
-    prefetch<1>(task.grad_key[begin + l], dim);
-    prefetch<1>(task.grad_value[begin + l], dim);
-  }
+  const Block<const float> key = read_block<Isa>(task.key, begin, keys, dim, buffers.key);
+  const Block<const float> value = read_block<Isa>(task.value, begin, keys, dim, buffers.value);
+  const Block<float> grad_key = write_block<Isa>(task.grad_key, begin, dim, buffers.grad_key);
+  const Block<float> grad_value = write_block<Isa>(task.grad_value, begin, dim, buffers.grad_value);
   for (int64_t first = 0; first < task.count; first += kPanel) {
     const int64_t lanes = panels.lanes(first), rows = panels.rows(first);
     const float* const query = buffers.query + first * ld;
     const float* const grad_out = buffers.grad_out + first * ld;
+    const float* const query_t = panels.panel(panels.query, first);
     const float* const grad_out_t = panels.panel(buffers.grad_out_t, first);
-    multiply<Isa>({{buffers.key, ld, 1}, panels.panel(panels.query, first), lanes, buffers.p, lanes, keys, lanes, dim, false});
-    multiply<Isa>({{buffers.value, ld, 1}, grad_out_t, lanes, buffers.grad_p, lanes, keys, lanes, dim, false});
+    Product scores{{key.data, key.ld, 1}, query_t, lanes, buffers.p, lanes, keys, lanes, dim, false};
+    Product grad_p{{value.data, value.ld, 1}, grad_out_t, lanes, buffers.grad_p, lanes, keys, lanes, dim, false};
+    if (first == 0) {
+      scores.prefetch[0] = next_block(task, task.key, begin, dim);
+      grad_p.prefetch[0] = next_block(task, task.value, begin, dim);
+    }
+    multiply<Isa>(scores);
+    multiply<Isa>(grad_p);
     if (settings.causal) mask_future(buffers.p, lanes, first, begin, keys);
     if (settings.dropout.active()) {
       backward_block_with_dropout<Isa>(settings.dropout, panels, first, begin, keys, buffers);
     } else {
       backward_block<Isa>(panels, first, keys, buffers);
     }
-    multiply<Isa>({{buffers.p, lanes, 1}, grad_out, ld, buffers.grad_value, ld, keys, ld, rows, first > 0});
-    multiply<Isa>({{buffers.grad_p, lanes, 1}, query, ld, buffers.grad_key, ld, keys, ld, rows, first > 0});
-    multiply<Isa>({{buffers.grad_p, 1, lanes}, buffers.key, ld, buffers.grad_query + first * ld, ld, rows, ld, keys, true});
+    const bool add = first > 0;
+    multiply<Isa>({{buffers.p, lanes, 1}, grad_out, ld, grad_value.data, grad_value.ld, keys, ld, rows, add});
+    multiply<Isa>({{buffers.grad_p, lanes, 1}, query, ld, grad_key.data, grad_key.ld, keys, ld, rows, add});
+    float* const grad_query = buffers.grad_query + first * ld;
+    multiply<Isa>({{buffers.grad_p, 1, lanes}, key.data, key.ld, grad_query, ld, rows, ld, keys, begin > 0});
   }
-  for (int64_t l = 0; l < keys; ++l) {
-    store_row(task.grad_key[begin + l], buffers.grad_key + l * ld, dim, settings.scale);
-    store_row(task.grad_value[begin + l], buffers.grad_value + l * ld, dim, 1.0f);
-  }
+  store_block<Isa>(task.grad_key, begin, keys, dim, grad_key);
+  store_block<Isa>(task.grad_value, begin, keys, dim, grad_value);
 }
 
 struct AttentionBackward {
@@ -130,8 +148,9 @@ struct AttentionBackward {
     if (task.count > 0) {
       const Panels panels = make_panels<Isa>(task, settings, *scratch);
       const BackwardBuffers buffers(*scratch, task.count, width, dim, ld);
-      load_queries(task, dim, ld, buffers);
+      load_queries(task, dim, ld, settings.scale, buffers);
       transpose_rows(panels, task.rows, task.grad_out, 1.0f, buffers.grad_out_t);
+      if (length == 0) std::fill(buffers.grad_query, buffers.grad_query + task.count * ld, 0.0f);
       for (int64_t begin = 0; begin < length; begin += kKeyBlock) {
         differentiate_block<Isa>(task, settings, panels, begin, buffers);
       }

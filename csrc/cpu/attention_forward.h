@@ -77,20 +77,25 @@ BLIP_FAST_INLINE void attend_block(
     const AttentionTask<T>& task, const AttentionSettings& settings, const Panels& panels, int64_t begin,
     const ForwardBuffers& buffers) {
   const int64_t dim = settings.dim, ld = round_up(dim, Isa::kWidth), keys = std::min(kKeyBlock, task.length - begin);
-  load_block(buffers.key, ld, task.key, begin, keys, dim);
-  load_block(buffers.value, ld, task.value, begin, keys, dim);
+  const Block<const float> key = read_block<Isa>(task.key, begin, keys, dim, buffers.key);
+  const Block<const float> value = read_block<Isa>(task.value, begin, keys, dim, buffers.value);
   for (int64_t first = 0; first < task.count; first += kPanel) {
     const int64_t lanes = panels.lanes(first), rows = panels.rows(first);
     const float* const query = panels.panel(panels.query, first);
     float* const out = buffers.out + first * ld;
-    multiply<Isa>({{buffers.key, ld, 1}, query, lanes, buffers.scores, lanes, keys, lanes, dim, false});
+    Product scores{{key.data, key.ld, 1}, query, lanes, buffers.scores, lanes, keys, lanes, dim, false};
+    if (first == 0) {
+      scores.prefetch[0] = next_block(task, task.key, begin, dim);
+      scores.prefetch[1] = next_block(task, task.value, begin, dim);
+    }
+    multiply<Isa>(scores);
     if (settings.causal) mask_future(buffers.scores, lanes, first, begin, keys);
     softmax_block<Isa>(buffers.scores, lanes, keys, buffers.maximum + first, buffers.sum + first, buffers.factor);
     if (settings.dropout.active()) drop_block<Isa>(settings.dropout, panels, first, begin, keys, buffers.scores);
     for (int64_t m = 0; m < rows && begin > 0; ++m) {
       for (int64_t d = 0; d < ld; ++d) out[m * ld + d] *= buffers.factor[m];
     }
-    multiply<Isa>({{buffers.scores, 1, lanes}, buffers.value, ld, out, ld, rows, ld, keys, begin > 0});
+    multiply<Isa>({{buffers.scores, 1, lanes}, value.data, value.ld, out, ld, rows, ld, keys, begin > 0});
   }
 }
 

@@ -38,10 +38,24 @@ BLIP_FAST_INLINE void rest(const Product& p, int64_t row, int64_t column) {
   }
 }
 
+// The share of the rows [row, row + count) of p in what is to be fetched.
+BLIP_FAST_INLINE void fetch(const Product& p, int64_t row, int64_t count) {
+  for (const Prefetch& next : p.prefetch) {
+    const int64_t end = next.rows * (row + count) / p.rows;
+    for (int64_t r = next.rows * row / p.rows; r < end; ++r) {
+      const char* const address = static_cast<const char*>(next.data) + r * next.stride;
+      for (int64_t i = 0; i < next.bytes; i += 64) __builtin_prefetch(address + i, 0, 2);
+    }
+  }
+}
+
 template <class Isa, int R, int C>
 BLIP_FAST_INLINE void columns(const Product& p, int64_t column) {
   int64_t row = 0;
-  for (; row + R <= p.rows; row += R) tile<Isa, R, C>(p, row, column);
+  for (; row + R <= p.rows; row += R) {
+    if (column == 0) fetch(p, row, R);
+    tile<Isa, R, C>(p, row, column);
+  }
   rest<Isa, R - 1, C>(p, row, column);
 }
 

@@ -15,6 +15,14 @@ struct Strided {
   int64_t row, column;
 };
 
+// Rows of memory that will be wanted after a product, fetched to the L2 cache while it computes. For rows that lie pages apart,
+// which no hardware prefetches.
+struct Prefetch {
+  const void* data = nullptr;
+  int64_t stride = 0, bytes = 0;  // of a row
+  int64_t rows = 0;
+};
+
 struct Product {
   Strided a;  // (rows, depth)
   const float* b;  // (depth, columns), rows ldb apart
@@ -23,6 +31,7 @@ struct Product {
   int64_t ldc;
   int64_t rows, columns, depth;  // columns: a multiple of Isa::kWidth
   bool add;  // to what C holds
+  Prefetch prefetch[2] = {};
 };
 
 template <class Isa>
