@@ -16,10 +16,19 @@ from blip_fast.reference.text import TextEncoder
 
 
 class MomentumModel(ReferenceMomentumModel):
-    """The reference's parameters, names and initialisation with fused steps."""
+    """The reference's parameters, names and initialisation with fused steps.
+
+    Attributes:
+        momentum_in_forward: whether a forward pass moves the momentum copies, as published. Set it to False where the
+            optimizer does it in its step (`blip_fast.optim.AdamWMomentum` with ``momentum_pairs=model.momentum_pairs()``).
+    """
+
+    momentum_in_forward = True
 
     def update_momentum(self) -> None:
-        """Move the momentum copies towards the online parameters, in one launch."""
+        """Move the momentum copies towards the online parameters, in one launch; nothing where the optimizer does it."""
+        if not self.momentum_in_forward:
+            return
         params_m, params = zip(*self.momentum_pairs(), strict=True)
         momentum_update_(params_m, params, self.config.momentum)
 

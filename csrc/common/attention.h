@@ -16,16 +16,17 @@ BLIP_FAST_HOST_DEVICE Float softmax_shift(Float maximum) {
   return maximum == kNoScore ? Float{} : maximum;
 }
 
-// Dropout of attention probabilities (section 3.2.1 of "Attention is all you need", as BERT does it). Probability (text,
-// head, query position in the text, key) is kept if its word is at least `threshold`. Words come in fours: one counter
-// serves the keys {s, s + 16, s + 32, s + 48} of a block of 64, so that neither lanes nor tensor-core fragments need a shuffle.
+// Dropout of attention probabilities (section 3.2.1 of "Attention is all you need", as BERT does it). Probability
+// (text, head, query position in the text, key) is kept if its word is at least `threshold`. Words come in fours: one
+// counter serves the keys {s, s + 16, s + 32, s + 48} of a block of 64, so that neither lanes nor tensor-core fragments
+// need a shuffle.
 struct AttentionDropout {
   static constexpr int kSlots = 16;  // counters per block of 64 keys
 
   Philox philox;
   uint32_t offset;
   uint32_t threshold;  // of 2^24
-  float scale;  // 1 / (1 - p)
+  float scale;         // 1 / (1 - p)
 
   AttentionDropout(double p, uint64_t seed, uint64_t offset)
       : philox(seed),

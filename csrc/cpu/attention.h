@@ -1,7 +1,8 @@
-// Attention of a set of query rows to the keys of one head: what cross-attention and packed self-attention share on CPUs.
+// Attention of a set of query rows to the keys of one head: what cross-attention and packed self-attention share on
+// CPUs.
 //
-// Scores are held transposed, keys by rows and queries by lanes, in panels of up to 64 queries. Then neither operand of a
-// product needs packing except the small query side, the softmax runs down the lanes without horizontal sums, and the
+// Scores are held transposed, keys by rows and queries by lanes, in panels of up to 64 queries. Then neither operand of
+// a product needs packing except the small query side, the softmax runs down the lanes without horizontal sums, and the
 // vectors of all other products run along the head size.
 #pragma once
 
@@ -19,7 +20,7 @@
 namespace blip_fast {
 
 constexpr int64_t kKeyBlock = 256;  // scores of a block and a panel: 64 KB, in the L2 cache
-constexpr int64_t kPanel = 64;  // queries
+constexpr int64_t kPanel = 64;      // queries
 
 // One head of a tensor (rows, heads, dim).
 template <class T>
@@ -89,7 +90,7 @@ inline int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit 
 struct Panels {
   int64_t count, width;  // rows; rows rounded up to whole vectors
   int64_t dim;
-  float* query;  // panel by panel: (dim, lanes)
+  float* query;                    // panel by panel: (dim, lanes)
   uint32_t *position, *text_head;  // (width); null without dropout
 
   int64_t lanes(int64_t first) const { return std::min(kPanel, width - first); }
@@ -98,8 +99,8 @@ struct Panels {
 };
 
 template <class T>
-BLIP_FAST_INLINE void transpose_rows(
-    const Panels& panels, const int32_t* rows, const Rows<const T>& from, float factor, float* to) {
+BLIP_FAST_INLINE void transpose_rows(const Panels& panels, const int32_t* rows, const Rows<const T>& from, float factor,
+                                     float* to) {
   for (int64_t first = 0; first < panels.width; first += kPanel) {
     const int64_t lanes = panels.lanes(first), count = panels.rows(first), dim = panels.dim;
     float* const panel = panels.panel(to, first);
@@ -151,17 +152,19 @@ BLIP_FAST_INLINE void load_padded(float* to, int64_t ld, const T* from, int64_t 
 
 // Rows [begin, begin + count): in place, or converted into `buffer`, padded with zeros to whole vectors.
 template <class Isa, class T>
-BLIP_FAST_INLINE Block<const float> read_block(const Rows<const T>& from, int64_t begin, int64_t count, int64_t dim, float* buffer) {
+BLIP_FAST_INLINE Block<const float> read_block(const Rows<const T>& from, int64_t begin, int64_t count, int64_t dim,
+                                               float* buffer) {
   const int64_t ld = round_up(dim, Isa::kWidth);
   if (in_place<Isa, T>(dim)) return {reinterpret_cast<const float*>(from[begin]), from.stride};
   for (int64_t l = 0; l < count; ++l) load_padded(buffer + l * ld, ld, from[begin + l], dim);
   return {buffer, ld};
 }
 
-// The block of keys or values after the one at `begin`: of this head, or the first one of the next head, which the same thread
-// is likely to take next.
+// The block of keys or values after the one at `begin`: of this head, or the first one of the next head, which the same
+// thread is likely to take next.
 template <class T>
-BLIP_FAST_INLINE Prefetch next_block(const AttentionTask<T>& task, const Rows<const T>& from, int64_t begin, int64_t dim) {
+BLIP_FAST_INLINE Prefetch next_block(const AttentionTask<T>& task, const Rows<const T>& from, int64_t begin,
+                                     int64_t dim) {
   const int64_t next = begin + kKeyBlock, stride = from.stride * static_cast<int64_t>(sizeof(T));
   const int64_t bytes = dim * static_cast<int64_t>(sizeof(T));
   if (next < task.length) return {from[next], stride, bytes, std::min(kKeyBlock, task.length - next)};
@@ -177,12 +180,14 @@ BLIP_FAST_INLINE void mask_future(float* scores, int64_t lanes, int64_t first, i
 }
 
 // Keys of a block in the order of their counters: 0 .. 15, 64 .. 79, 128 ...
-BLIP_FAST_INLINE int64_t next_slot(int64_t key) { return key % 64 == AttentionDropout::kSlots - 1 ? key + 49 : key + 1; }
+BLIP_FAST_INLINE int64_t next_slot(int64_t key) {
+  return key % 64 == AttentionDropout::kSlots - 1 ? key + 49 : key + 1;
+}
 
 // Random words of a vector of queries (from lane `first` on) for the keys key + {0, 16, 32, 48}.
 template <class Isa>
-BLIP_FAST_INLINE void draw_words(
-    const AttentionDropout& dropout, const Panels& panels, int64_t first, int64_t key, uint32_t (*words)[Isa::kWidth]) {
+BLIP_FAST_INLINE void draw_words(const AttentionDropout& dropout, const Panels& panels, int64_t first, int64_t key,
+                                 uint32_t (*words)[Isa::kWidth]) {
   const uint32_t counter = AttentionDropout::counter(key);
   for (int lane = 0; lane < Isa::kWidth; ++lane) {
     const PhiloxWords drawn = dropout.words(counter, panels.position[first + lane], panels.text_head[first + lane]);

@@ -8,10 +8,10 @@ namespace blip_fast {
 struct BackwardBuffers {
   float *query, *grad_out;  // (count, ld); Panels hold them transposed
   float* grad_out_t;
-  float *lse, *delta;  // (width): log-sum-exp in log2 units; sum of grad_out * out
-  float* grad_query;  // (count, ld)
+  float *lse, *delta;                          // (width): log-sum-exp in log2 units; sum of grad_out * out
+  float* grad_query;                           // (count, ld)
   float *key, *value, *grad_key, *grad_value;  // (kKeyBlock, ld)
-  float *p, *grad_p;  // (kKeyBlock, kPanel)
+  float *p, *grad_p;                           // (kKeyBlock, kPanel)
 
   BackwardBuffers(Scratch& scratch, int64_t count, int64_t width, int64_t dim, int64_t ld)
       : query(scratch.take(count * ld)),
@@ -32,7 +32,8 @@ struct BackwardBuffers {
 };
 
 template <class T>
-BLIP_FAST_INLINE void load_queries(const BackwardTask<T>& task, int64_t dim, int64_t ld, float scale, const BackwardBuffers& buffers) {
+BLIP_FAST_INLINE void load_queries(const BackwardTask<T>& task, int64_t dim, int64_t ld, float scale,
+                                   const BackwardBuffers& buffers) {
   for (int64_t m = 0; m < task.count; ++m) {
     const int32_t row = task.rows[m];
     load_padded(buffers.query + m * ld, ld, task.query[row], dim);
@@ -46,9 +47,11 @@ BLIP_FAST_INLINE void load_queries(const BackwardTask<T>& task, int64_t dim, int
   }
 }
 
-// Scores and grad_p (with respect to the probabilities after dropout) to those probabilities and the gradient of the scores.
+// Scores and grad_p (with respect to the probabilities after dropout) to those probabilities and the gradient of the
+// scores.
 template <class Isa>
-BLIP_FAST_INLINE void backward_block(const Panels& panels, int64_t first, int64_t keys, const BackwardBuffers& buffers) {
+BLIP_FAST_INLINE void backward_block(const Panels& panels, int64_t first, int64_t keys,
+                                     const BackwardBuffers& buffers) {
   using Vector = typename Isa::Vector;
   using Bits = typename Isa::Bits;
   const int64_t lanes = panels.lanes(first);
@@ -64,9 +67,8 @@ BLIP_FAST_INLINE void backward_block(const Panels& panels, int64_t first, int64_
 }
 
 template <class Isa>
-BLIP_FAST_INLINE void backward_block_with_dropout(
-    const AttentionDropout& dropout, const Panels& panels, int64_t first, int64_t begin, int64_t keys,
-    const BackwardBuffers& buffers) {
+BLIP_FAST_INLINE void backward_block_with_dropout(const AttentionDropout& dropout, const Panels& panels, int64_t first,
+                                                  int64_t begin, int64_t keys, const BackwardBuffers& buffers) {
   using Vector = typename Isa::Vector;
   using Bits = typename Isa::Bits;
   const int64_t lanes = panels.lanes(first);
@@ -95,15 +97,15 @@ BLIP_FAST_INLINE Block<float> write_block(const Rows<T>& to, int64_t begin, int6
 }
 
 template <class Isa, class T>
-BLIP_FAST_INLINE void store_block(const Rows<T>& to, int64_t begin, int64_t count, int64_t dim, const Block<float>& from) {
+BLIP_FAST_INLINE void store_block(const Rows<T>& to, int64_t begin, int64_t count, int64_t dim,
+                                  const Block<float>& from) {
   if (in_place<Isa, T>(dim)) return;
   for (int64_t l = 0; l < count; ++l) store_row(to[begin + l], from.data + l * from.ld, dim, 1.0f);
 }
 
 template <class Isa, class T>
-BLIP_FAST_INLINE void differentiate_block(
-    const BackwardTask<T>& task, const AttentionSettings& settings, const Panels& panels, int64_t begin,
-    const BackwardBuffers& buffers) {
+BLIP_FAST_INLINE void differentiate_block(const BackwardTask<T>& task, const AttentionSettings& settings,
+                                          const Panels& panels, int64_t begin, const BackwardBuffers& buffers) {
   const int64_t dim = settings.dim, ld = round_up(dim, Isa::kWidth), keys = std::min(kKeyBlock, task.length - begin);
   const Block<const float> key = read_block<Isa>(task.key, begin, keys, dim, buffers.key);
   const Block<const float> value = read_block<Isa>(task.value, begin, keys, dim, buffers.value);
@@ -141,7 +143,8 @@ BLIP_FAST_INLINE void differentiate_block(
 
 struct AttentionBackward {
   template <class Isa, class T>
-  static BLIP_FAST_INLINE void run(const BackwardTask<T>& task, const AttentionSettings& settings, Scratch* const& scratch) {
+  static BLIP_FAST_INLINE void run(const BackwardTask<T>& task, const AttentionSettings& settings,
+                                   Scratch* const& scratch) {
     const int64_t dim = settings.dim, ld = round_up(dim, Isa::kWidth), width = round_up(task.count, Isa::kWidth);
     const int64_t length = task.count > 0 ? task.length : 0;
     scratch->reset(width * (2 * dim + 3 * ld + 4) + kKeyBlock * (4 * ld + 2 * kPanel));

@@ -9,10 +9,10 @@ namespace blip_fast {
 
 struct ForwardBuffers {
   float *maximum, *sum;  // (width): of each query's scores so far
-  float* out;  // (count, ld)
-  float *key, *value;  // (kKeyBlock, ld)
-  float* scores;  // (kKeyBlock, kPanel)
-  float* factor;  // (kPanel)
+  float* out;            // (count, ld)
+  float *key, *value;    // (kKeyBlock, ld)
+  float* scores;         // (kKeyBlock, kPanel)
+  float* factor;         // (kPanel)
 
   ForwardBuffers(Scratch& scratch, int64_t count, int64_t width, int64_t ld)
       : maximum(scratch.take(width)),
@@ -30,7 +30,8 @@ struct ForwardBuffers {
 
 // Scores of one block to probabilities relative to the maximum so far; `factor` is for what was summed before.
 template <class Isa>
-BLIP_FAST_INLINE void softmax_block(float* scores, int64_t lanes, int64_t keys, float* maximum, float* sum, float* factor) {
+BLIP_FAST_INLINE void softmax_block(float* scores, int64_t lanes, int64_t keys, float* maximum, float* sum,
+                                    float* factor) {
   using Vector = typename Isa::Vector;
   using Bits = typename Isa::Bits;
   for (int64_t m = 0; m < lanes; m += Isa::kWidth) {
@@ -56,7 +57,8 @@ BLIP_FAST_INLINE void softmax_block(float* scores, int64_t lanes, int64_t keys, 
 }
 
 template <class Isa>
-BLIP_FAST_INLINE void drop_block(const AttentionDropout& dropout, const Panels& panels, int64_t first, int64_t begin, int64_t keys, float* p) {
+BLIP_FAST_INLINE void drop_block(const AttentionDropout& dropout, const Panels& panels, int64_t first, int64_t begin,
+                                 int64_t keys, float* p) {
   using Vector = typename Isa::Vector;
   using Bits = typename Isa::Bits;
   const int64_t lanes = panels.lanes(first);
@@ -73,9 +75,8 @@ BLIP_FAST_INLINE void drop_block(const AttentionDropout& dropout, const Panels& 
 }
 
 template <class Isa, class T>
-BLIP_FAST_INLINE void attend_block(
-    const AttentionTask<T>& task, const AttentionSettings& settings, const Panels& panels, int64_t begin,
-    const ForwardBuffers& buffers) {
+BLIP_FAST_INLINE void attend_block(const AttentionTask<T>& task, const AttentionSettings& settings,
+                                   const Panels& panels, int64_t begin, const ForwardBuffers& buffers) {
   const int64_t dim = settings.dim, ld = round_up(dim, Isa::kWidth), keys = std::min(kKeyBlock, task.length - begin);
   const Block<const float> key = read_block<Isa>(task.key, begin, keys, dim, buffers.key);
   const Block<const float> value = read_block<Isa>(task.value, begin, keys, dim, buffers.value);
@@ -101,7 +102,8 @@ BLIP_FAST_INLINE void attend_block(
 
 struct AttentionForward {
   template <class Isa, class T>
-  static BLIP_FAST_INLINE void run(const ForwardTask<T>& task, const AttentionSettings& settings, Scratch* const& scratch) {
+  static BLIP_FAST_INLINE void run(const ForwardTask<T>& task, const AttentionSettings& settings,
+                                   Scratch* const& scratch) {
     const int64_t dim = settings.dim, ld = round_up(dim, Isa::kWidth), width = round_up(task.count, Isa::kWidth);
     scratch->reset(width * (dim + ld + 4) + kPanel + kKeyBlock * (2 * ld + kPanel));
     const Panels panels = make_panels<Isa>(task, settings, *scratch);

@@ -43,7 +43,9 @@ BLIP_FAST_INLINE void from_float(float x, torch::headeronly::Half* out) {
 }
 #else
 BLIP_FAST_INLINE float to_float(torch::headeronly::Half x) { return static_cast<float>(x); }
-BLIP_FAST_INLINE void from_float(float x, torch::headeronly::Half* out) { *out = static_cast<torch::headeronly::Half>(x); }
+BLIP_FAST_INLINE void from_float(float x, torch::headeronly::Half* out) {
+  *out = static_cast<torch::headeronly::Half>(x);
+}
 #endif
 
 template <class T>

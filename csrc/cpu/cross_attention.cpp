@@ -1,4 +1,5 @@
-// Cross-attention of packed texts to images: one task per image and head; an image's keys are read once for all its texts.
+// Cross-attention of packed texts to images: one task per image and head; an image's keys are read once for all its
+// texts.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -29,7 +30,10 @@ struct Groups {
   const int32_t *cu_seqlens, *rows, *bounds, *text_of_row;
 
   explicit Groups(const std::vector<Tensor>& groups)
-      : cu_seqlens(int32s(groups[0])), rows(int32s(groups[2])), bounds(int32s(groups[3])), text_of_row(int32s(groups[4])) {}
+      : cu_seqlens(int32s(groups[0])),
+        rows(int32s(groups[2])),
+        bounds(int32s(groups[3])),
+        text_of_row(int32s(groups[4])) {}
 };
 
 // Head `head` of image `image` of a (B, L, H, D) tensor.
@@ -53,15 +57,20 @@ struct Call {
 
   // Without `value`, `key` holds both: (B, L, 2, H, D).
   Call(const Tensor& query, const Tensor& key, const std::optional<Tensor>& value, const std::vector<Tensor>& tensors,
-       const std::optional<Tensor>& image_lengths, const std::optional<Tensor>& seed, const std::optional<Tensor>& offset,
-       double dropout_p, double scale)
+       const std::optional<Tensor>& image_lengths, const std::optional<Tensor>& seed,
+       const std::optional<Tensor>& offset, double dropout_p, double scale)
       : query(query),
         key(value ? key : torch::stable::select(key, 2, 0)),
         value(value ? *value : torch::stable::select(key, 2, 1)),
         groups(tensors),
         image_lengths(image_lengths ? int32s(*image_lengths) : nullptr),
-        settings{query.size(1), query.size(2), static_cast<float>(scale), false,
-                 AttentionDropout(dropout_p, word(seed), word(offset)), groups.text_of_row, groups.cu_seqlens},
+        settings{query.size(1),
+                 query.size(2),
+                 static_cast<float>(scale),
+                 false,
+                 AttentionDropout(dropout_p, word(seed), word(offset)),
+                 groups.text_of_row,
+                 groups.cu_seqlens},
         images(key.size(0)),
         length(key.size(1)) {}
 
@@ -82,8 +91,8 @@ struct Call {
   }
 };
 
-// Threads take tasks in turn, since images have different numbers of texts, and several heads of an image at a time, since
-// those lie side by side in memory.
+// Threads take tasks in turn, since images have different numbers of texts, and several heads of an image at a time,
+// since those lie side by side in memory.
 template <class F>
 void for_each_task(int64_t images, int64_t heads, const F& run) {
   const int64_t tasks = (images + 1) * heads, threads = torch::stable::get_num_threads();
@@ -97,9 +106,10 @@ void for_each_task(int64_t images, int64_t heads, const F& run) {
   });
 }
 
-std::tuple<Tensor, Tensor> cross_attention(
-    Tensor query, Tensor key, std::optional<Tensor> value, std::vector<Tensor> groups, std::optional<Tensor> image_lengths,
-    std::optional<Tensor> seed, std::optional<Tensor> offset, double dropout_p, double scale, int64_t) {
+std::tuple<Tensor, Tensor> cross_attention(Tensor query, Tensor key, std::optional<Tensor> value,
+                                           std::vector<Tensor> groups, std::optional<Tensor> image_lengths,
+                                           std::optional<Tensor> seed, std::optional<Tensor> offset, double dropout_p,
+                                           double scale, int64_t) {
   const Call call(query, key, value, groups, image_lengths, seed, offset, dropout_p, scale);
   Tensor out = torch::stable::new_empty(query, {query.size(0), query.size(1), query.size(2)});
   Tensor lse = torch::stable::new_empty(query, {query.size(0), query.size(1)}, ScalarType::Float);
@@ -115,10 +125,11 @@ std::tuple<Tensor, Tensor> cross_attention(
   return {out, lse};
 }
 
-std::tuple<Tensor, Tensor> cross_attention_backward(
-    Tensor grad_out, Tensor query, Tensor key, std::optional<Tensor> value, Tensor out, Tensor lse, std::vector<Tensor> groups,
-    std::optional<Tensor> image_lengths, std::optional<Tensor> seed, std::optional<Tensor> offset, double dropout_p,
-    double scale, int64_t) {
+std::tuple<Tensor, Tensor> cross_attention_backward(Tensor grad_out, Tensor query, Tensor key,
+                                                    std::optional<Tensor> value, Tensor out, Tensor lse,
+                                                    std::vector<Tensor> groups, std::optional<Tensor> image_lengths,
+                                                    std::optional<Tensor> seed, std::optional<Tensor> offset,
+                                                    double dropout_p, double scale, int64_t) {
   const Call call(query, key, value, groups, image_lengths, seed, offset, dropout_p, scale);
   const int64_t heads = call.settings.heads, dim = call.settings.dim, length = call.length;
   Tensor grad_query = torch::stable::new_empty(query, {query.size(0), heads, dim});
@@ -152,7 +163,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(blip_fast_native, m) {
       "Tensor? offset, float dropout_p, float scale, int tile_rows) -> (Tensor, Tensor)");
   m.def(
       "cross_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor? value, Tensor out, Tensor lse, "
-      "Tensor[] groups, Tensor? image_lengths, Tensor? seed, Tensor? offset, float dropout_p, float scale, int tile_rows) "
+      "Tensor[] groups, Tensor? image_lengths, Tensor? seed, Tensor? offset, float dropout_p, float scale, int "
+      "tile_rows) "
       "-> (Tensor, Tensor)");
 }
 

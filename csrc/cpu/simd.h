@@ -1,9 +1,9 @@
 // Vector widths, and the choice among them at run time: code is a template over an Isa and is compiled for each.
 //
-// `target_clones` compiles one source for several machines, which is enough for loops that the compiler vectorises. Register
-// tiles want another shape on each machine, hence this: `run_best<Body>(args...)` calls `Body::run<Isa>(args...)` with the
-// widest Isa of this CPU. What `run` calls in its hot loops must be BLIP_FAST_INLINE and no lambda, so that it is compiled
-// for that machine too.
+// `target_clones` compiles one source for several machines, which is enough for loops that the compiler vectorises.
+// Register tiles want another shape on each machine, hence this: `run_best<Body>(args...)` calls
+// `Body::run<Isa>(args...)` with the widest Isa of this CPU. What `run` calls in its hot loops must be BLIP_FAST_INLINE
+// and no lambda, so that it is compiled for that machine too.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,7 @@ struct Isa {
 };
 
 struct Avx512 : Isa<16, 4> {};  // 32 registers
-struct Avx2 : Isa<8, 2> {};  // 16 registers
+struct Avx2 : Isa<8, 2> {};     // 16 registers
 struct Portable : Isa<4, 2> {};
 
 template <class Vector, class T>
