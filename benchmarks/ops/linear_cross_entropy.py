@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +75,7 @@ def _case(job: Job, device: torch.device) -> Case:
         labels[job.counted.to(device)] = words
         return *(t.to(job.dtype).requires_grad_() for t in (hidden, weight, bias)), labels
 
-    def variant(name: str, loss: Loss, unavailable: str | None = None, **options: bool | str) -> Variant:
+    def variant(name: str, loss: Loss, unavailable: str | None = None, **options: Any) -> Variant:
         return Variant(name, lambda *args: job(loss, *args), unavailable=unavailable, **options)
 
     smooth = "it takes no label smoothing" if job.smoothing else None
@@ -131,18 +132,18 @@ def chunked(job: Job, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tens
     return total, *gradients
 
 
-def torch_loss(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, **options: float | str) -> Tensor:
+def torch_loss(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, **options: Any) -> Tensor:
     chunking = torch.nn.LinearCrossEntropyOptions()
     return F.linear_cross_entropy(hidden, weight, labels, linear_bias=bias, options=chunking, **options)
 
 
-def liger_loss(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, **options: float | str) -> Tensor:
+def liger_loss(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, **options: Any) -> Tensor:
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
     return liger_fused_linear_cross_entropy(hidden, weight, labels, bias=bias, **options)
 
 
-def cce_loss(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, **options: float | str) -> Tensor:
+def cce_loss(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, **options: Any) -> Tensor:
     from cut_cross_entropy import linear_cross_entropy as cut
 
     return cut(hidden, weight, labels, bias=bias, reduction=options["reduction"])

@@ -95,7 +95,8 @@ def _check(
 def _dtype_inside(tensor: Tensor) -> torch.dtype:
     """The dtype of a tensor once autocast has had its say."""
     device = tensor.device.type
-    if tensor.is_floating_point() and tensor.dtype != torch.float64 and torch.is_autocast_enabled(device):
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if enabled and tensor.is_floating_point() and tensor.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return tensor.dtype
 
