@@ -171,6 +171,7 @@ _forward = Operation(
 )
 _forward.add_reference(reference.forward)
 _forward.add_native("cpu")
+_forward.add_triton("dropout_add_layer_norm:forward")
 _forward.add_autograd(_gradient, _setup_context)
 
 _backward = Operation(
@@ -181,3 +182,4 @@ _backward = Operation(
 )
 _backward.add_reference(reference.backward)
 _backward.add_native("cpu")
+_backward.add_triton("dropout_add_layer_norm:backward")

@@ -43,9 +43,10 @@ def forward(
     total = stored.to(dtype)
     out = F.layer_norm(total, weight.shape, weight.to(dtype), bias.to(dtype), eps)
     rows = total.reshape(-1, weight.shape[0])
-    inverse = (rows.var(dim=1, unbiased=False) + eps).rsqrt()
+    mean = rows.mean(dim=1)
+    inverse = ((rows - mean[:, None]).square().mean(dim=1) + eps).rsqrt()
     kept = stored if keep_sum else residual.new_empty(0)
-    return out.to(x.dtype if prenorm else residual.dtype), kept, rows.mean(dim=1), inverse
+    return out.to(x.dtype if prenorm else residual.dtype), kept, mean, inverse
 
 
 def backward(
