@@ -34,6 +34,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "caches": cpu_caches(),
         "memory_bytes": _kibibytes(_find("/proc/meminfo", r"MemTotal:\s*(\d+) kB")),
         "governor": _read(CPU_FOLDER / "cpufreq/scaling_governor"),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }
     return facts | (_gpu(device) if device.type == "cuda" else {})

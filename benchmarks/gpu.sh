@@ -79,7 +79,8 @@ cd "$(dirname "$0")/.."
 
 export PYTHONUNBUFFERED=1
 PATH="$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$PATH" # cmake and ninja may live there
-capability=$("$python" -c 'import torch.cuda as c; print(*c.get_device_capability() if c.is_available() else "0", sep="")')
+capability=$("$python" -c 'import torch.cuda as c; print(*c.get_device_capability() if c.is_available() else "0", sep="")') ||
+  fail "$python cannot import torch; set PYTHON to the interpreter that can"
 if [[ -z $device ]]; then
   device=cuda
   if [[ $capability == 0 ]]; then device=cpu; fi

@@ -35,7 +35,8 @@ class Variant:
     ``run(*inputs)`` does it and returns what is to be compared: a tensor or a nesting of tuples, lists and dicts of
     tensors. A job done in place returns the tensors it wrote. ``context`` is entered around each call, outside the
     timed region. A variant that cannot run here has ``unavailable`` set to the reason, and is listed with it.
-    ``cuda_graph``: on a GPU, time the replay of a CUDA graph of the call as well.
+    ``cuda_graph``: on a GPU, time the replay of a CUDA graph of the call as well; only for a call that leaves its inputs
+    where they are in memory and does not read back to the host.
     """
 
     name: str

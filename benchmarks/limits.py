@@ -18,6 +18,7 @@ import torch
 from benchmarks.environment import last_level_cache_bytes
 from benchmarks.timing import Clock, clock_for
 
+BUFFER_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}  # at least; more where the caches are large
 GEMM_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
 SECONDS_PER_TRIAL = 0.15
 MIN_RUNS = 3
@@ -100,7 +101,7 @@ def bandwidths(device: torch.device, bytes: int | None = None) -> tuple[float, f
     By default as many that caches play no part.
     """
     clock = clock_for(device)
-    count = (bytes or max(256 << 20, 4 * last_level_cache_bytes(device))) // 4
+    count = (bytes or max(BUFFER_BYTES[device.type], 4 * last_level_cache_bytes(device))) // 4
     # One buffer with a gap: sources and targets that lie a power of two apart share memory banks, at half the speed.
     both = torch.rand(GAP, device=device).repeat(-(-2 * count // GAP) + 1)
     source, target = both[:count], both[count + GAP : 2 * count + GAP]

@@ -11,6 +11,7 @@ from rich.table import Table
 from benchmarks.results import AimResult, CaseResult, Document, Row
 from benchmarks.stats import Interval
 
+BUSY = 0.5  # load per CPU, before the run
 LOG_WIDTH = 150  # where the output is no terminal
 STYLES = {"ok": "", "unavailable": "dim", "wrong": "bold red", "failed": "bold red"}
 
@@ -21,13 +22,18 @@ def new_console() -> Console:
 
 
 def print_head(document: Document, console: Console) -> None:
-    """The machine and the versions, in two lines."""
+    """The machine and the versions, in two lines, and a warning where the machine has other work."""
     machine, versions = document.machine, document.versions
     gpu = f"{machine['gpu']}, driver {machine['driver']}; " if "gpu" in machine else ""
     console.print(escape(f"{gpu}{machine['cpu']}, {machine['threads']} threads, {machine['cpu_capability']}"))
     listed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     state = {True: " with changes", False: "", None: ""}[document.dirty]
     console.print(escape(f"{listed}; commit {(document.commit or 'unknown')[:12]}{state}"))
+    load, cpus = machine["load_average"], machine["cpus"]
+    if load and cpus and load > BUSY * cpus:
+        console.print(
+            f"Other work is running here (load {load:.1f} on {cpus} CPUs): the figures are noisy.", style="yellow"
+        )
 
 
 def print_case(case: CaseResult, console: Console) -> None:
@@ -83,8 +89,8 @@ def print_summary(document: Document, console: Console) -> None:
 def describe_speedup(speedup: Interval) -> str:
     """A ratio with its interval, or "no difference" where the interval includes 1."""
     if speedup.includes_one:
-        return f"no difference [{speedup.low:.2f}, {speedup.high:.2f}]"
-    return f"{speedup.value:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}]"
+        return f"no difference [{speedup.low:.3g}, {speedup.high:.3g}]"
+    return f"{speedup.value:.3g}x [{speedup.low:.3g}, {speedup.high:.3g}]"
 
 
 def describe_aim(aim: AimResult) -> str:
@@ -93,7 +99,7 @@ def describe_aim(aim: AimResult) -> str:
     if aim.reached is None:
         return f"aim {wanted}: {aim.verdict}"
     low, value, high = aim.reached.low, aim.reached.value, aim.reached.high
-    reached = f"{value:.2f} [{low:.2f}, {high:.2f}]" if aim.over else f"{value:.0%} [{low:.0%}, {high:.0%}]"
+    reached = f"{value:.3g} [{low:.3g}, {high:.3g}]" if aim.over else f"{value:.0%} [{low:.0%}, {high:.0%}]"
     return f"aim {wanted}: {aim.verdict}, {reached} by {aim.variant}"
 
 

@@ -46,7 +46,7 @@ def _case(name: str, dtype: torch.dtype, setting: Setting) -> Case:
 
     mixed = None if same_dtype else "it takes tensors of one dtype only"
     peers = [
-        Variant("published loop", published_loop, role="baseline", cuda_graph=True),
+        Variant("published loop", published_loop, role="baseline"),
         Variant("torch._foreach_lerp_", foreach_lerp, unavailable=mixed, cuda_graph=True),
     ]
     return Case(

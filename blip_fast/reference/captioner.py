@@ -103,6 +103,8 @@ class BlipCaptioner(nn.Module):
         config = self.config
         limits = Limits(max_length, min_length, config.sep_token_id, config.pad_token_id, repetition_penalty)
         start = start_ids(prompt_ids, images.shape[0], config).to(images.device)
+        if start.shape[1] >= max_length:
+            raise ValueError(f"max_length={max_length} leaves no room behind a start of {start.shape[1]} tokens")
         copies = 1 if sample else num_beams
         states = self.visual_encoder(images).repeat_interleave(copies, dim=0)
         session = DecodingSession(self.text_decoder, states)

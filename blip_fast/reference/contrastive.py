@@ -1,4 +1,4 @@
-"""Image-text contrastive loss with momentum keys, queues and soft targets (ALBEF, arXiv 2107.07651, equations 1 to 6)."""
+"""Image-text contrastive loss with momentum keys, queues and soft targets (ALBEF, arXiv 2107.07651, section 3)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def contrastive_loss(
     Returns:
         The loss (mean over rows, halved sum of both directions), then the similarities over temp of online images and
         momentum texts of the batch, and of online texts and momentum images, (B, B) each. All are differentiable with
-        respect to ``image_feat``, ``text_feat`` and ``temp``; momentum features and queues are constants.
+        respect to ``image_feat``, ``text_feat`` and ``temp``; momentum features, queues and targets are constants.
     """
     if (ids is None) != (queue_ids is None):
         raise ValueError("ids and queue_ids belong together; expected both or neither")

@@ -50,7 +50,7 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): in training drops a residual branch for whole samples, rescaling the rest."""
+    """Stochastic depth (arXiv 1603.09382): training drops a residual branch for whole samples, rescaling the rest."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
