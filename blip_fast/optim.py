@@ -138,7 +138,7 @@ class AdamWMomentum(torch.optim.Optimizer):
     def _check_copies(self) -> None:
         optimised = {param for group in self.param_groups for param in group["params"]}
         for i, (param, copy) in enumerate(self.copies.items()):
-            if copy in optimised:
+            if copy in optimised and copy.requires_grad:  # model.parameters() lists copies too; they get no gradient
                 raise ValueError(f"momentum_pairs[{i}] has an optimised parameter as the copy; expected (copy, param)")
             if copy.shape != param.shape or copy.dtype != param.dtype or copy.device != param.device:
                 raise ValueError(

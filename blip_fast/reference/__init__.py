@@ -13,6 +13,7 @@ from blip_fast.reference.enqueue import enqueue_
 from blip_fast.reference.features import BlipFeatureExtractor
 from blip_fast.reference.hard_negatives import draw_hard_negatives, hard_negative_weights
 from blip_fast.reference.itm import BlipITM
+from blip_fast.reference.linear_cross_entropy import linear_cross_entropy
 from blip_fast.reference.momentum import momentum_update_
 from blip_fast.reference.nlvr import BlipNLVR
 from blip_fast.reference.pretrain import BlipPretrain
@@ -32,6 +33,7 @@ __all__ = [
     "draw_hard_negatives",
     "enqueue_",
     "hard_negative_weights",
+    "linear_cross_entropy",
     "momentum_update_",
     "rerank_images",
     "rerank_texts",

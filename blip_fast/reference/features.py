@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from blip_fast.checkpoints.pretrained import PretrainedModel
 from blip_fast.config import BlipConfig
 from blip_fast.reference.text import TextEncoder, with_first_token
 from blip_fast.reference.vit import VisionTransformer
 
 
-class BlipFeatureExtractor(nn.Module):
+class BlipFeatureExtractor(PretrainedModel):
     """Image and text encoder; every method returns the states of all tokens, unprojected."""
 
+    head = "features"
+
     def __init__(self, config: BlipConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.visual_encoder = VisionTransformer(config)
         self.text_encoder = TextEncoder(config)
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blip_fast.checkpoints.pretrained import PretrainedModel
 from blip_fast.config import BlipConfig
 from blip_fast.reference.text import TextEncoder
 from blip_fast.reference.vit import VisionTransformer
 
 
-class BlipITM(nn.Module):
+class BlipITM(PretrainedModel):
     """Scores images against texts. As published, texts keep [CLS] as first token in both heads."""
 
+    head = "itm"
+
     def __init__(self, config: BlipConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.visual_encoder = VisionTransformer(config)
         self.text_encoder = TextEncoder(config)
         self.vision_proj = nn.Linear(config.vit_width, config.embed_dim)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blip_fast.checkpoints.pretrained import PretrainedModel
 from blip_fast.config import BlipConfig
 from blip_fast.outputs import NLVROutput
 from blip_fast.reference.text import AttentionCore, TextEncoder, init_text_weights, with_first_token
@@ -59,12 +60,13 @@ class PairTextEncoder(TextEncoder):
         self.apply(init_text_weights)
 
 
-class BlipNLVR(nn.Module):
+class BlipNLVR(PretrainedModel):
     """Image encoder, text encoder for image pairs, classifier of the state of [ENC]."""
 
+    head = "nlvr"
+
     def __init__(self, config: BlipConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.visual_encoder = VisionTransformer(config)
         self.text_encoder = PairTextEncoder(config)
         width = config.text_width

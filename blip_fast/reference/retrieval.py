@@ -24,6 +24,7 @@ class BlipRetrieval(MomentumModel):
     With ``negative_all_rank`` hard negatives come from the batches of all ranks, else from the own one.
     """
 
+    head = "retrieval"
     idx_queue: Tensor
     ptr_queue: Tensor
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from blip_fast.checkpoints.pretrained import PretrainedModel
 from blip_fast.config import BlipConfig
 from blip_fast.outputs import VQAOutput
 from blip_fast.reference.decoder import DecodingSession, TextDecoder, lm_labels, lm_loss
-from blip_fast.reference.generation import LengthNorm, Limits, beam_search, single_path
+from blip_fast.reference.generation import Decoder, LengthNorm, Limits, beam_search, single_path
 from blip_fast.reference.text import TextEncoder, with_first_token
 from blip_fast.reference.vit import VisionTransformer
 
@@ -29,12 +30,13 @@ class Ranking(NamedTuple):
     scores: Tensor
 
 
-class BlipVQA(nn.Module):
+class BlipVQA(PretrainedModel):
     """Image encoder, question encoder that looks at the image, answer decoder that looks at the question."""
 
+    head = "vqa"
+
     def __init__(self, config: BlipConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.visual_encoder = VisionTransformer(config)
         self.text_encoder = TextEncoder(config)
         self.text_decoder = TextDecoder(config, state_width=config.text_width)
@@ -98,12 +100,16 @@ class BlipVQA(nn.Module):
         """
         config = self.config
         limits = Limits(max_length, min_length, config.sep_token_id, config.pad_token_id)
-        states = self.question_states(image, question_ids, question_mask).repeat_interleave(num_beams, dim=0)
+        states = self.question_states(image, question_ids, question_mask)
         start = question_ids.new_full((len(image), 1), config.dec_token_id)
-        session = DecodingSession(self.text_decoder, states)
+        session = self.decoding_session(states, num_beams, max_length)
         if num_beams == 1:
             return single_path(session, start, limits)
         return beam_search(session, start, limits, num_beams, length_norm)[0]
+
+    def decoding_session(self, states: Tensor, copies: int, max_length: int) -> Decoder:
+        """Decoding of ``copies`` answers per question, of ``max_length`` tokens at most."""
+        return DecodingSession(self.text_decoder, states.repeat_interleave(copies, dim=0))
 
     @torch.no_grad()
     def rank_ids(

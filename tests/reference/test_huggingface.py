@@ -2,63 +2,25 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
 from torch import Tensor, nn
 
+from blip_fast.checkpoints import LoadReport, load_state
+from blip_fast.checkpoints.huggingface import published_name
 from blip_fast.config import BlipConfig
 from blip_fast.reference import BlipCaptioner, BlipITM, BlipVQA
 from blip_fast.reference.decoder import DecodingSession, lm_loss
 from blip_fast.reference.generation import Limits, beam_search, single_path
 from tests import golden
 
-RENAMED = (
-    (r"^vision_model\.embeddings\.class_embedding$", "visual_encoder.cls_token"),
-    (r"^vision_model\.embeddings\.position_embedding$", "visual_encoder.pos_embed"),
-    (r"^vision_model\.embeddings\.patch_embedding\.", "visual_encoder.patch_embed.proj."),
-    (r"^vision_model\.post_layernorm\.", "visual_encoder.norm."),
-    (r"^vision_model\.encoder\.layers\.", "visual_encoder.blocks."),
-    (r"\.layer_norm([12])\.", r".norm\1."),
-    (r"\.self_attn\.qkv\.", ".attn.qkv."),
-    (r"\.self_attn\.projection\.", ".attn.proj."),
-)
-
-
-def published_name(name: str) -> str:
-    for pattern, replacement in RENAMED:
-        name = re.sub(pattern, replacement, name)
-    return name
-
 
 def build(model_class: type[nn.Module], case: str) -> nn.Module:
     golden.require(case)
     _, sidecar = golden.load(case)
-    text, vision = sidecar["text_config"], sidecar["vision_config"]
-    config = BlipConfig(
-        text_layers=text["num_hidden_layers"],
-        text_width=text["hidden_size"],
-        text_heads=text["num_attention_heads"],
-        text_intermediate=text["intermediate_size"],
-        vocab_size=text["vocab_size"],
-        max_position_embeddings=text["max_position_embeddings"],
-        vit_width=vision["hidden_size"],
-        vit_depth=vision["num_hidden_layers"],
-        vit_heads=vision["num_attention_heads"],
-        vit_patch=vision["patch_size"],
-        image_size=vision["image_size"],
-        embed_dim=sidecar["image_text_hidden_size"],
-        vit_layer_norm_eps=vision["layer_norm_eps"],
-        label_smoothing=text["label_smoothing"],
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-    )
-    model = model_class(config)
+    model = model_class(BlipConfig.from_hf(sidecar))
     state = {published_name(name): value for name, value in golden.initial_state(case).items()}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert all(name.endswith("position_ids") for name in missing)
+    assert load_state(model, state) == LoadReport()
     return model.eval()
 
 
