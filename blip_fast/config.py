@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,8 +13,12 @@ class BlipConfig:
     """Sizes of the image and the text transformer, and the settings that the model itself needs.
 
     The defaults are BLIP-base at 224 px. Token ids follow from the vocabulary: ``[DEC]`` is ``vocab_size - 2`` and
-    ``[ENC]`` is ``vocab_size - 1``.
+    ``[ENC]`` is ``vocab_size - 1``; the other special tokens have the ids of BERT's vocabulary.
     """
+
+    pad_token_id: ClassVar[int] = 0
+    cls_token_id: ClassVar[int] = 101
+    sep_token_id: ClassVar[int] = 102  # ends a text
 
     text_layers: int = 12
     text_width: int = 768

@@ -1,0 +1,60 @@
+"""What the models return: small immutable records, the same for the reference and the fused path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Negatives(NamedTuple):
+    """Hard negatives of a batch of B pairs, as row indices into the candidates (int64).
+
+    ``image_for_text[b]`` is the image that text b is wrongly paired with, ``text_for_image[b]`` the text for image b.
+    """
+
+    image_for_text: Tensor
+    text_for_image: Tensor
+
+
+@dataclass(frozen=True)
+class PretrainOutput:
+    """Losses of a pre-training step (scalars); ``loss = loss_itc + loss_itm + loss_lm``."""
+
+    loss: Tensor
+    loss_itc: Tensor
+    loss_itm: Tensor
+    loss_lm: Tensor
+    negatives: Negatives
+
+
+@dataclass(frozen=True)
+class RetrievalOutput:
+    """Losses of a retrieval fine-tuning step (scalars); ``loss = loss_itc + loss_itm``."""
+
+    loss: Tensor
+    loss_itc: Tensor
+    loss_itm: Tensor
+    negatives: Negatives
+
+
+@dataclass(frozen=True)
+class CaptionOutput:
+    """Language-modelling loss of a batch of captions (scalar, mean over target tokens)."""
+
+    loss: Tensor
+
+
+@dataclass(frozen=True)
+class VQAOutput:
+    """Weighted answer loss of a batch of questions (scalar)."""
+
+    loss: Tensor
+
+
+class NLVROutput(NamedTuple):
+    """Loss (scalar; None without labels) and logits (B, 2) of image pairs with a sentence each."""
+
+    loss: Tensor | None
+    logits: Tensor
