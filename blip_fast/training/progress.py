@@ -20,10 +20,10 @@ class TrainingProgress:
     Losses are averages over the last 20 steps and read from the device every 10 steps, to not hold up training.
     """
 
-    def __init__(self, total_steps: int, batch_size: int, console: Console | None = None) -> None:
+    def __init__(self, total_steps: int, batch_size: int, console: Console) -> None:
         self.total_steps = total_steps
         self.batch_size = batch_size
-        self.console = console or Console()
+        self.console = console
         self._started = time.perf_counter()
         self._bar = Progress(
             TextColumn("[bold]pre-training"),
