@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -15,6 +16,9 @@ from blip_fast.training.loop import StepReport, adamw, train
 from blip_fast.training.meters import MetricLog
 from blip_fast.training.schedules import alpha_ramp, pretrain_lr
 from blip_fast.training.seeding import seed_worker
+
+# Reading losses waits for the device, so NaNs are looked for only once in so many steps.
+_CHECK_EVERY = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +117,8 @@ def pretrain(
 
     def record(report: StepReport) -> None:
         log.append({**report.losses, "lr": report.lr, "alpha": report.alpha})
+        if report.step % _CHECK_EVERY == 0 or report.step == settings.total_steps - 1:
+            check_finite(log, list(report.losses), report.step - _CHECK_EVERY)
         on_step(report, log)
 
     model.train()
@@ -134,6 +140,15 @@ def pretrain(
         on_step=record,
     )
     return log, broken
+
+
+def check_finite(log: MetricLog, names: list[str], first_step: int) -> None:
+    """Raise FloatingPointError that names a step from ``first_step`` on with a NaN or infinite loss, if there is one."""
+    for name in names:
+        series = log.series(name)
+        for step in range(max(first_step, 0), len(series)):
+            if not math.isfinite(value := series[step]):
+                raise FloatingPointError(f"loss {name} is {value} in step {step}; a lower init_lr may help")
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, captions: list[str], max_tokens: int) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ class MetricLog:
             raise ValueError(f"metrics {sorted(values)} differ from those of earlier steps, {sorted(self._read)}")
         if not self._read:
             self._read = {name: [] for name in values}
-        self._pending.append({name: torch.as_tensor(value).detach() for name, value in values.items()})
+        self._pending.append({name: _detached(value) for name, value in values.items()})
 
     @property
     def names(self) -> list[str]:
@@ -48,3 +48,7 @@ class MetricLog:
             device = max((value.device for value in column), key=lambda device: device.type != "cpu")
             values += torch.stack([value.double().to(device) for value in column]).tolist()
         self._pending.clear()
+
+
+def _detached(value: torch.Tensor | float) -> torch.Tensor:
+    return value.detach() if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)
