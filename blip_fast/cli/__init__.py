@@ -1,0 +1,34 @@
+"""The `blip-fast` command. Subcommands are imported when they are called, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+COMMANDS = {
+    "demo": "Train a small BLIP on bundled pictures and write a report.",
+    "doctor": "Show which backends work on this machine, and why the others do not.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are `blip_fast.cli.<name>:command`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        return importlib.import_module(f"blip_fast.cli.{name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(COMMANDS.items()))
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="blip_fast")
+def main() -> None:
+    """BLIP (arXiv 2201.12086) and its training loop on fused kernels."""

@@ -128,4 +128,6 @@ def test_three_adamw_steps() -> None:
     state = model.state_dict()
     noise = sidecar["final_state_float32_vs_float64_max_abs"]
     for name, expected in golden.with_prefix(CASE, "final.").items():
-        torch.testing.assert_close(state[name], expected, rtol=0, atol=2e-6 + 2 * noise.get(name, 0.0), msg=name)
+        online = name.replace("_m.", ".", 1)  # a momentum copy takes up 1 - momentum of the noise in each step
+        slack = 2 * noise.get(name, 0.0) if online == name else 3 * (1 - hyper["momentum"]) * noise.get(online, 0.0)
+        torch.testing.assert_close(state[name], expected, rtol=0, atol=2e-6 + slack, msg=name)

@@ -1,0 +1,49 @@
+# make demo    train a small BLIP on bundled pictures (about 90 s on 2 cores) and write demo/report.html
+# make test    lint, then every test
+# make bench   the quick benchmarks
+# make setup   only the virtual environment .venv with everything in it
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup native demo test lint format bench clean
+
+demo: native
+	$(BIN)/blip-fast demo
+
+test: native lint
+	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m triton tests/ops
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run -Werror
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs $(BIN)/clang-format -i
+
+bench: native
+	$(BIN)/python -m benchmarks --quick
+
+setup: native
+
+# Rebuilds what changed in csrc/; there is no build folder where no compiler was found.
+native: $(READY)
+	@test ! -d build/cmake || $(BIN)/cmake --build build/cmake > build/native.log || { cat build/native.log; exit 1; }
+
+$(READY): pyproject.toml setup.py constraints.txt CMakeLists.txt
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'blip_fast needs python3 >= 3.10'; exit 1; }
+	@python3 -c 'import ensurepip' 2>/dev/null || { echo 'python3 has no venv module: apt-get install python3-venv'; exit 1; }
+	test -x $(BIN)/pip || python3 -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt setuptools cmake ninja pybind11 torch
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info blip_fast/*.so blip_fast/_build.json

@@ -1,0 +1,42 @@
+"""The compiled operations library: one shared object on libtorch's stable ABI, loaded once."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LIBRARY = Path(__file__).with_name("libblip_fast.so")
+BUILD_RECORD = Path(__file__).with_name("_build.json")
+
+
+@functools.cache
+def load_error() -> str | None:
+    """Load the library; return None, or the reason why it is not there."""
+    if not LIBRARY.exists():
+        return build_record().get("reason") or "the C++ library is not built (see `make build`)"
+    try:
+        torch.ops.load_library(str(LIBRARY))
+    except OSError as error:
+        return f"the C++ library does not load: {error}"
+    return None
+
+
+@functools.cache
+def build_record() -> dict[str, Any]:
+    """What setup.py wrote about the build: ``reason`` is set where no library was made."""
+    return json.loads(BUILD_RECORD.read_text()) if BUILD_RECORD.exists() else {}
+
+
+@functools.cache
+def build_info() -> dict[str, Any]:
+    """Versions, flags, CUDA architectures and CPU features, from the ``_C`` module; empty without a native build."""
+    try:
+        module = importlib.import_module("blip_fast._C")
+    except ImportError:
+        return {}
+    return {**module.build_info(), "cpu_features": module.cpu_features()}

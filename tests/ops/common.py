@@ -1,0 +1,48 @@
+"""What the tests of all operations share: the backends that can run here, and devices to run them on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import pytest
+import torch
+
+from blip_fast.ops import registry
+
+
+def backends_of(operation: str) -> list[object]:
+    """Parameters ``backend`` for pytest: every backend of the operation that runs on this machine."""
+    usable = [b for b in registry.BACKENDS if registry.OPERATIONS[operation].unavailable(b) is None]
+    return [pytest.param(b, marks=pytest.mark.triton if b == "triton" else ()) for b in usable]
+
+
+def device_of(backend: str) -> str:
+    """Where a backend's inputs live: the GPU for cuda and (outside the interpreter) triton, else the CPU."""
+    on_gpu = backend == "cuda" or (backend == "triton" and os.environ.get("TRITON_INTERPRET") != "1")
+    return "cuda" if on_gpu else "cpu"
+
+
+def dtypes_of(backend: str) -> list[torch.dtype]:
+    """Dtypes a backend is tested with: the interpreter knows no bfloat16, only the reference takes float64."""
+    dtypes = [torch.float32, torch.float16, torch.bfloat16]
+    if backend == "triton" and registry.interpreting():
+        dtypes.remove(torch.bfloat16)
+    return [torch.float64, *dtypes] if backend == "reference" else dtypes
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Fill fresh `torch.empty` memory with NaN, so that an element which is never written shows."""
+    empty, empty_like = torch.empty, torch.empty_like
+
+    def poison(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    with (
+        mock.patch.object(torch, "empty", lambda *a, **k: poison(empty(*a, **k))),
+        mock.patch.object(torch, "empty_like", lambda *a, **k: poison(empty_like(*a, **k))),
+    ):
+        yield
