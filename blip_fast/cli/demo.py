@@ -43,7 +43,9 @@ def command(steps: int | None, device: str, backend: str | None, seed: int, outp
     output.mkdir(parents=True, exist_ok=True)
     console.print("Pre-training a small BLIP (ITC + ITM + LM) on 182 drawings; 26 others are kept for the test.")
     started = time.perf_counter()
-    with chosen_backend(backend), TrainingProgress(total, BATCH_SIZE, console) as progress:
+    with contextlib.ExitStack() as stack:
+        enter_backend(stack, backend)
+        progress = stack.enter_context(TrainingProgress(total, BATCH_SIZE, console))
         result = run_demo(total, seed, chosen, progress.step)
     write_results(result, output, environment(chosen, backend))
     console.print(summary(result), highlight=False)
@@ -63,14 +65,13 @@ def checked_device(name: str) -> torch.device:
     return device
 
 
-def chosen_backend(name: str | None) -> contextlib.AbstractContextManager[object]:
-    """The block in which the operations use backend ``name``; None leaves the choice to each operation."""
-    if name is None:
-        return contextlib.nullcontext()
+def enter_backend(stack: contextlib.ExitStack, name: str | None) -> None:
+    """Let the operations use backend ``name`` until ``stack`` closes; None leaves the choice to each operation."""
     import blip_fast
 
     try:
-        return blip_fast.backend(name)
+        if name is not None:
+            stack.enter_context(blip_fast.backend(name))
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--backend") from error
 
@@ -119,7 +120,8 @@ def summary(result: DemoResult) -> str:
         f"  picture for a caption   R@1 {found['img_r1']:4.0%}   R@5 {found['img_r5']:4.0%}",
         f"  by chance               R@1 {chance['r1']:4.0%}   R@5 {chance['r5']:4.0%}",
         f"  captions exactly right  {metrics['captions']['exact']:.0%}",
-        f"  match of true pairs     {matching['true_pairs_mean']:.2f} on average, {matching['true_pairs_accepted']:.0%} over 0.5",
+        f"  match of true pairs     {matching['true_pairs_mean']:.2f} on average, "
+        f"{matching['true_pairs_accepted']:.0%} over 0.5",
         f"  match of false pairs    {matching['false_pairs_mean']:.2f} on average, "
         f"{1 - matching['false_pairs_rejected']:.1%} over 0.5",
         "",

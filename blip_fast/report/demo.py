@@ -66,9 +66,7 @@ def text_queries(result: DemoResult, uris: list[str]) -> list[dict[str, Any]]:
         {
             "query": captions[query],
             "rank": rank,
-            "found": [
-                {"uri": uris[index], "text": captions[index], "right": index == query} for index in candidates
-            ],
+            "found": [{"uri": uris[index], "text": captions[index], "right": index == query} for index in candidates],
         }
         for query, rank, candidates in chosen_queries(result.reranked.T)
     ]

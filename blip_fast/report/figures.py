@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.colors import LinearSegmentedColormap
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 
 ACCENT = "#0f766e"
 _INK, _MUTED, _GRID = "#1f2933", "#94a3b8", "#e2e8f0"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "svg.hashsalt": "blip_fast",  # else the ids of clip paths are random
     "font.family": "sans-serif",

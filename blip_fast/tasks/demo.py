@@ -27,7 +27,13 @@ DEFAULT_STEPS = 450
 BATCH_SIZE = 26
 _EPOCHS = 12
 _LAST_LR_SHARE = 0.02
-_MODEL = {"image_size": 64, "vit_patch": 8, "max_position_embeddings": 32, "queue_size": 52, "momentum": 0.98}
+_MODEL: dict[str, Any] = {
+    "image_size": 64,
+    "vit_patch": 8,
+    "max_position_embeddings": 32,
+    "queue_size": 52,
+    "momentum": 0.98,
+}
 # More threads than this make operations of this size slower.
 _MAX_THREADS = 4
 

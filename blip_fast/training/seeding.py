@@ -19,7 +19,7 @@ def seed_everything(seed: int, rank: int = 0) -> torch.Generator:
     if seed < 0:
         raise ValueError(f"seed={seed} must not be negative")
     torch.manual_seed(seed + rank)
-    np.random.seed((seed + rank) % 2**32)
+    np.random.seed((seed + rank) % 2**32)  # noqa: NPY002  (published augmentations draw from it)
     random.seed(seed + rank)
     return torch.Generator().manual_seed(seed + rank)
 
@@ -42,5 +42,5 @@ def deterministic_algorithms() -> Iterator[None]:
 def seed_worker(worker_id: int) -> None:
     """``worker_init_fn`` of a data loader: numpy and random follow the seed that torch gave this worker."""
     seed = torch.initial_seed() % 2**32
-    np.random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
     random.seed(seed)

@@ -97,7 +97,7 @@ def test_broken_pictures_are_counted_once_each(pairs: PairDataset) -> None:
     (pairs.image_root / "1.png").write_text("no picture")
     _, _, broken = run(pairs, SETTINGS)
     assert [message.split(":")[0] for message in broken.messages] == ["1.png"]
-    with pytest.raises(RuntimeError, match="more than max_broken_images=0; the last: 1.png"):
+    with pytest.raises(RuntimeError, match=r"more than max_broken_images=0; the last: 1\.png"):
         run(pairs, dataclasses.replace(SETTINGS, max_broken_images=0))
 
 

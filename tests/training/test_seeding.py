@@ -12,7 +12,7 @@ from blip_fast.training.seeding import deterministic_algorithms, seed_everything
 def draws(generator: torch.Generator) -> list[float]:
     return [
         torch.rand(1).item(),
-        float(np.random.rand()),
+        float(np.random.rand()),  # noqa: NPY002
         random.random(),
         torch.rand(1, generator=generator).item(),
     ]
@@ -36,10 +36,10 @@ def test_negative_seed_is_refused() -> None:
 def test_workers_follow_torchs_seed() -> None:
     torch.manual_seed(5)
     seed_worker(0)
-    first = (np.random.rand(), random.random())
+    first = (np.random.rand(), random.random())  # noqa: NPY002
     torch.manual_seed(6)
     seed_worker(0)
-    assert (np.random.rand(), random.random()) != first
+    assert (np.random.rand(), random.random()) != first  # noqa: NPY002
 
 
 def test_deterministic_algorithms_are_switched_back() -> None:
