@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from blip_fast.checkpoints.files import CONFIG_FILE, write_folder
 from blip_fast.checkpoints.heads import HEADS, HF_CLASSES, head_of
@@ -56,6 +56,11 @@ class PretrainedModel(nn.Module):
         self.config = config
 
     @classmethod
+    def options(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Arguments of the constructor, beside the configuration, that follow from what a checkpoint holds."""
+        return {}
+
+    @classmethod
     def from_pretrained(cls: type[Model], source: Source, **overrides: Any) -> Model:
         """A model from a checkpoint, on the CPU, in torch's default dtype and in eval mode.
 
@@ -69,12 +74,13 @@ class PretrainedModel(nn.Module):
         """
         checkpoint = read_checkpoint(source, cls.head)
         config = BlipConfig.from_dict(checkpoint.values | overrides)
+        options = cls.options(checkpoint.state)
         with torch.device("meta"):
-            model = cls(config)
+            model = cls(config, **options)
         matching, report = fit(model, checkpoint.state)
         check_complete(report, cls.head, checkpoint.state, source)
         if report.initial:
-            model = cls(config)
+            model = cls(config, **options)
         else:  # every tensor is overwritten: initial values, which take longer than the loading, are not computed
             materialise(model)
         model.load_state_dict(matching, strict=False)
