@@ -166,7 +166,11 @@ def _read_own_files(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
     if version != expected or config.get("head") not in HEADS or not isinstance(config.get("config"), Mapping):
         raise ValueError(f"{folder / CONFIG_FILE} has format_version={version!r} and head={config.get('head')!r}; "
                          f"expected {expected}, one of {', '.join(HEADS)}, and a 'config'")  # fmt: skip
-    return Checkpoint(read_state(weight_file(folder))[0], dict(config["config"]), config["head"])
+    state = read_state(weight_file(folder))[0]
+    # Another head may know a tied tensor only by the name under which it is not stored.
+    ties = config.get("ties", {})
+    state |= {alias: state[name] for alias, name in ties.items() if name in state}
+    return Checkpoint(state, dict(config["config"]), config["head"])
 
 
 def _only_checkpoint(folder: Path) -> Path:
@@ -191,7 +195,7 @@ def _write_own_files(folder: Path, model: PretrainedModel, tokenizer: PreTrained
     ties = tied_names(model)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in ties}
     save_file(state, folder / WEIGHT_FILES[0], metadata={"format": "pt"})
-    content = _OWN_FORMAT | dict(head=HEADS[model.head].name, config=model.config.to_dict())
+    content = _OWN_FORMAT | dict(head=HEADS[model.head].name, config=model.config.to_dict(), ties=ties)
     (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

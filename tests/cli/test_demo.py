@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from transformers import PreTrainedTokenizerFast
 
 from blip_fast.cli.demo import command
-from blip_fast.config import BlipConfig
 from blip_fast.data.pairs import PairRecord
 from blip_fast.report.demo import demo_page
-from blip_fast.tasks.demo import BlipPretrain, run_demo
-from blip_fast.training.checkpoint import load_model_folder
+from blip_fast.tasks.demo import BATCH_SIZE, BlipCaptioner, BlipPretrain, run_demo
 
 STEPS = 4
 
@@ -101,11 +100,12 @@ def test_terminal_names_the_page_and_the_numbers(first: tuple[Path, Result]) -> 
 
 
 def test_model_folder_holds_the_trained_model(first: tuple[Path, Result]) -> None:
-    state, values, tokenizer = load_model_folder(first[0] / "model")
-    config = BlipConfig.from_dict(values)
-    BlipPretrain(config).load_state_dict(state)
-    assert len(tokenizer) == config.vocab_size
-    assert tokenizer.bos_token_id == config.dec_token_id
+    model = BlipPretrain.from_pretrained(first[0] / "model")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(first[0] / "model", local_files_only=True)
+    assert model.queue_ptr.item() == 4 * BATCH_SIZE % model.config.queue_size  # trained for the four steps
+    assert len(tokenizer) == model.config.vocab_size
+    assert tokenizer.bos_token_id == model.config.dec_token_id
+    BlipCaptioner.from_pretrained(first[0] / "model")
 
 
 def test_hostile_captions_are_escaped() -> None:
