@@ -67,19 +67,20 @@ class Partial {
     const int64_t rows = problem.rows.padded(), positives = problem.ids ? problem.positive_rows.padded() : 0;
     maximum = memory;
     total = maximum + rows;
-    matches = total + rows;
+    carry = total + rows;
+    matches = carry + rows;
     expected_ = matches + positives;
     positive_ = expected_ + embed_ * rows;
   }
   static int64_t size(const Problem& problem) {
     const int64_t positives = problem.ids ? problem.positive_rows.padded() : 0;
-    return (problem.embed_padded() + 2) * problem.rows.padded() + (problem.embed_padded() + 1) * positives;
+    return (problem.embed_padded() + 3) * problem.rows.padded() + (problem.embed_padded() + 1) * positives;
   }
   float* expected(int64_t start) const { return expected_ + embed_ * start; }
   float* positive(int64_t start) const { return positive_ + embed_ * start; }
 
-  float *maximum, *total;  // (rows) each, see Panel
-  float* matches;          // (online rows): number of positives seen
+  float *maximum, *total, *carry;  // (rows) each, see Panel
+  float* matches;                  // (online rows): number of positives seen
 
  private:
   int64_t embed_;
@@ -196,6 +197,7 @@ class Sweep {
       panel_.expected = partial_.expected(start);
       panel_.maximum = partial_.maximum + start;
       panel_.total = partial_.total + start;
+      panel_.carry = partial_.carry + start;
       machine_.run(Step::kScores, panel_);
       write_logits(problem_, direction_, begin, start, panel_);
       machine_.run(Step::kWeights, panel_);

@@ -28,7 +28,8 @@ struct Panel {
   float* expected;        // (E rounded up to 8, rows): sum of weight * key
   float* maximum;         // (rows)
   float* total;           // (rows): sum of weights
-  float* factor;          // (rows): what brings earlier sums to the new maximum
+  float* carry;   // (rows): what rounding has added to total (Kahan), which hundreds of tiles would make several units
+  float* factor;  // (rows): what brings earlier sums to the new maximum
   // Where the queue continues after this tile, or null: E rows of ahead_bytes, ahead_stride bytes apart, too short for
   // the hardware to see them coming.
   const char* ahead;
@@ -67,6 +68,7 @@ BLIP_FAST_INLINE void compute_weights(const Panel& p) {
     Float* const scores = reinterpret_cast<Float*>(p.scores) + v;
     Float& maximum = reinterpret_cast<Float*>(p.maximum)[v];
     Float& total = reinterpret_cast<Float*>(p.total)[v];
+    Float& carry = reinterpret_cast<Float*>(p.carry)[v];
     Float top = maximum;
     for (int64_t j = 0; j < p.keys; ++j) {
       const Float score = scores[j * V] * p.scale;
@@ -76,13 +78,19 @@ BLIP_FAST_INLINE void compute_weights(const Panel& p) {
     Float factor = maximum - shift;
     exp2_nonpositive<W>(factor);
     Float sum{};
-    for (int64_t j = 0; j < p.keys; ++j) {
-      Float weight = scores[j * V] * p.scale - shift;
-      exp2_nonpositive<W>(weight);
-      scores[j * V] = weight;
-      sum += weight;
+    for (int64_t first = 0; first < p.keys; first += 16) {  // in two levels, for the sake of rounding
+      Float part{};
+      for (int64_t j = first; j < std::min<int64_t>(first + 16, p.keys); ++j) {
+        Float weight = scores[j * V] * p.scale - shift;
+        exp2_nonpositive<W>(weight);
+        scores[j * V] = weight;
+        part += weight;
+      }
+      sum += part;
     }
-    total = total * factor + sum;
+    const Float before = total * factor, increment = sum - carry * factor;
+    total = before + increment;
+    carry = (total - before) - increment;
     maximum = top;
     reinterpret_cast<Float*>(p.factor)[v] = factor;
   }
@@ -94,17 +102,12 @@ BLIP_FAST_INLINE void add_weighted_keys(const Panel& p) {
   const Float* const factor = reinterpret_cast<const Float*>(p.factor);
   for (int64_t e = 0; e < p.embed; e += M) {
     Float* const expected = reinterpret_cast<Float*>(p.expected) + e * V;
-    Float c[M][V];
-    BLIP_FAST_UNROLL
-    for (int m = 0; m < M; ++m) {
-      BLIP_FAST_UNROLL
-      for (int v = 0; v < V; ++v) c[m][v] = expected[m * V + v] * factor[v];
-    }
+    Float c[M][V] = {};  // starts at 0 in each tile: a single chain over all keys would round far more
     multiply_tile<W, M, V>(p.tile + e * kTile, 1, kTile, p.scores, p.keys, c);
     BLIP_FAST_UNROLL
     for (int m = 0; m < M; ++m) {
       BLIP_FAST_UNROLL
-      for (int v = 0; v < V; ++v) expected[m * V + v] = c[m][v];
+      for (int v = 0; v < V; ++v) expected[m * V + v] = expected[m * V + v] * factor[v] + c[m][v];
     }
   }
 }
