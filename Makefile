@@ -29,7 +29,7 @@ format: $(READY)
 	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs $(BIN)/clang-format -i
 
 bench: native
-	$(BIN)/python -m benchmarks --quick
+	$(BIN)/python -m benchmarks --quick --json build/bench.json
 
 setup: native
 

@@ -7,6 +7,41 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+# Names of the published med_config, which transformers' text configuration shares, and the fields here.
+TEXT_FIELDS = {
+    "num_hidden_layers": "text_layers",
+    "hidden_size": "text_width",
+    "num_attention_heads": "text_heads",
+    "intermediate_size": "text_intermediate",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_position_embeddings",
+    "hidden_dropout_prob": "hidden_dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+    "layer_norm_eps": "text_layer_norm_eps",
+    "label_smoothing": "label_smoothing",
+}
+# The same for transformers' vision configuration.
+VISION_FIELDS = {
+    "num_hidden_layers": "vit_depth",
+    "hidden_size": "vit_width",
+    "num_attention_heads": "vit_heads",
+    "patch_size": "vit_patch",
+    "image_size": "image_size",
+    "layer_norm_eps": "vit_layer_norm_eps",
+}
+# What transformers means by a missing entry, where that is not the published model's value.
+_TRANSFORMERS_DEFAULTS: dict[str, Any] = dict(
+    text_heads=8,
+    hidden_dropout=0.0,
+    attention_dropout=0.0,
+    label_smoothing=0.0,
+    image_size=384,
+    vit_layer_norm_eps=1e-5,
+)
+_TRANSFORMERS_MLP = 3072
+_BERT_VOCABULARY = 30522
+_HEADS_WITH_DROP_PATH = ("vqa", "nlvr")
+
 
 @dataclasses.dataclass(frozen=True)
 class BlipConfig:
@@ -109,3 +144,78 @@ class BlipConfig:
             queue_size=1024,
         )
         return cls(**(sizes | overrides))
+
+    @classmethod
+    def from_published(
+        cls,
+        settings: Mapping[str, Any],
+        med_config: Mapping[str, Any] | None = None,
+        head: str | None = None,
+        **overrides: Any,
+    ) -> BlipConfig:
+        """The model that a published training program builds.
+
+        Args:
+            settings: values of its YAML file, of which ``vit`` ("base" or "large"), ``image_size`` and ``queue_size``
+                concern the model; the others steer training and are not looked at.
+            med_config: values of its ``med_config.json`` or ``bert_config.json``; None means BERT-base. The two extra
+                tokens are added to BERT's own vocabulary, as the programs do.
+            head: the program's task; "vqa" and "nlvr" train with drop path 0.1 also for the base image encoder.
+            overrides: fields to set otherwise.
+        """
+        vit = settings.get("vit", "base")
+        if vit not in ("base", "large"):
+            raise ValueError(f"vit={vit!r}; expected 'base' or 'large'")
+        text = med_config or {}
+        values = {name: settings[name] for name in ("image_size", "queue_size") if name in settings}
+        values |= {ours: text[theirs] for theirs, ours in TEXT_FIELDS.items() if theirs in text}
+        if values.get("vocab_size") == _BERT_VOCABULARY:
+            values["vocab_size"] += 2
+        values["drop_path"] = published_drop_path(head, large=vit == "large")
+        build = cls.large if vit == "large" else cls.base
+        return build(**(values | overrides))
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], **overrides: Any) -> BlipConfig:
+        """The model that transformers builds from this ``config.json`` (as a dictionary) of one of its BLIP classes.
+
+        Raises ValueError where the file asks for something that BLIP does not have.
+        """
+        text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
+        values = _TRANSFORMERS_DEFAULTS | {ours: text[theirs] for theirs, ours in TEXT_FIELDS.items() if theirs in text}
+        values |= {ours: vision[theirs] for theirs, ours in VISION_FIELDS.items() if theirs in vision}
+        for field in ("image_size", "vit_patch"):
+            values[field] = _side(field, values.get(field, getattr(cls, field)))
+        width = values.get("vit_width", cls.vit_width)
+        values["vit_mlp_ratio"] = vision.get("intermediate_size", _TRANSFORMERS_MLP) / width
+        values["embed_dim"] = config.get("image_text_hidden_size", cls.embed_dim)
+        result = cls(**(values | overrides))
+        result._refuse_other_models(text, vision)
+        return result
+
+    def _refuse_other_models(self, text: Mapping[str, Any], vision: Mapping[str, Any]) -> None:
+        """ValueError where transformers' configuration differs in what is fixed here."""
+        fixed: list[tuple[str, Mapping[str, Any], str, Any]] = [
+            ("text_config", text, "hidden_act", "gelu"),
+            ("text_config", text, "tie_word_embeddings", True),
+            ("text_config", text, "bos_token_id", self.dec_token_id),
+            ("text_config", text, "sep_token_id", self.sep_token_id),
+            ("text_config", text, "pad_token_id", self.pad_token_id),
+            ("vision_config", vision, "hidden_act", "gelu"),
+        ]
+        for section, values, name, expected in fixed:
+            if values.get(name, expected) not in (expected, None):
+                raise ValueError(f"{section} has {name}={values[name]!r}; BLIP needs {expected!r}")
+
+
+def published_drop_path(head: str | None, large: bool) -> float:
+    """Drop path with which the published program of this task trains the base or the large image encoder."""
+    return 0.1 if large or head in _HEADS_WITH_DROP_PATH else 0.0
+
+
+def _side(name: str, value: Any) -> int:
+    """An edge length that transformers gives as a number or as a pair."""
+    sides = {value} if isinstance(value, int) else set(value)
+    if len(sides) != 1:
+        raise ValueError(f"{name}={value!r}; expected a square")
+    return int(sides.pop())

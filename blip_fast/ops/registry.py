@@ -116,11 +116,11 @@ class Operation:
             return reason
         served = _devices(backend)
         dtypes = self.backends[backend].dtypes
-        for tensor in tensors:
-            if served and tensor.device.type not in served:
-                return f"it needs {' or '.join(served)} tensors, got one on '{tensor.device}'"
-            if dtypes and tensor.is_floating_point() and tensor.dtype not in dtypes:
-                return f"it takes {', '.join(str(d) for d in dtypes)}, got {tensor.dtype}"
+        for device, dtype in {(tensor.device, tensor.dtype) for tensor in tensors}:  # a model's list is long
+            if served and device.type not in served:
+                return f"it needs {' or '.join(served)} tensors, got one on '{device}'"
+            if dtypes and dtype.is_floating_point and dtype not in dtypes:
+                return f"it takes {', '.join(str(d) for d in dtypes)}, got {dtype}"
         return None
 
     def _native_unavailable(self, backend: str) -> str | None:

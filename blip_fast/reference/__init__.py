@@ -2,24 +2,39 @@
 
 Read in this order: ``attention``, ``vit``, ``text``, ``decoder`` are the building blocks; ``contrastive``,
 ``hard_negatives``, ``momentum``, ``enqueue`` the steps of momentum contrast; ``pretrain`` puts them together;
-``captioner`` and ``generation`` write texts; ``retrieval``, ``vqa``, ``nlvr``, ``itm``, ``features`` are the other heads.
+``captioner`` and ``generation`` write texts; ``retrieval``, ``vqa``, ``nlvr``, ``itm`` and ``features`` are the other
+heads.
 """
 
 from blip_fast.config import BlipConfig
 from blip_fast.reference.captioner import BlipCaptioner
 from blip_fast.reference.contrastive import contrastive_loss
 from blip_fast.reference.enqueue import enqueue_
+from blip_fast.reference.features import BlipFeatureExtractor
 from blip_fast.reference.hard_negatives import draw_hard_negatives, hard_negative_weights
+from blip_fast.reference.itm import BlipITM
+from blip_fast.reference.linear_cross_entropy import linear_cross_entropy
 from blip_fast.reference.momentum import momentum_update_
+from blip_fast.reference.nlvr import BlipNLVR
 from blip_fast.reference.pretrain import BlipPretrain
+from blip_fast.reference.retrieval import BlipRetrieval, rerank_images, rerank_texts
+from blip_fast.reference.vqa import BlipVQA
 
 __all__ = [
     "BlipCaptioner",
     "BlipConfig",
+    "BlipFeatureExtractor",
+    "BlipITM",
+    "BlipNLVR",
     "BlipPretrain",
+    "BlipRetrieval",
+    "BlipVQA",
     "contrastive_loss",
     "draw_hard_negatives",
     "enqueue_",
     "hard_negative_weights",
+    "linear_cross_entropy",
     "momentum_update_",
+    "rerank_images",
+    "rerank_texts",
 ]

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from blip_fast.checkpoints.pretrained import PretrainedModel
 from blip_fast.config import BlipConfig
 from blip_fast.outputs import CaptionOutput
 from blip_fast.reference.decoder import DecodingSession, TextDecoder, lm_labels, lm_loss
-from blip_fast.reference.generation import LengthNorm, Limits, beam_search, single_path
+from blip_fast.reference.generation import Decoder, LengthNorm, Limits, beam_search, single_path
 from blip_fast.reference.text import with_first_token
 from blip_fast.reference.vit import VisionTransformer
 
 SAMPLING_REPETITION_PENALTY = 1.1  # published value for nucleus sampling; searches use 1
 
 
-class BlipCaptioner(nn.Module):
+class BlipCaptioner(PretrainedModel):
     """Image encoder and image-grounded text decoder."""
 
+    head = "caption"
+
     def __init__(self, config: BlipConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.visual_encoder = VisionTransformer(config)
         self.text_decoder = TextDecoder(config)
 
@@ -103,12 +105,17 @@ class BlipCaptioner(nn.Module):
         config = self.config
         limits = Limits(max_length, min_length, config.sep_token_id, config.pad_token_id, repetition_penalty)
         start = start_ids(prompt_ids, images.shape[0], config).to(images.device)
+        if start.shape[1] >= max_length:
+            raise ValueError(f"max_length={max_length} leaves no room behind a start of {start.shape[1]} tokens")
         copies = 1 if sample else num_beams
-        states = self.visual_encoder(images).repeat_interleave(copies, dim=0)
-        session = DecodingSession(self.text_decoder, states)
+        session = self.decoding_session(images, copies, max_length)
         if copies == 1:
             return single_path(session, start, limits, top_p if sample else None, top_k)
         return beam_search(session, start, limits, num_beams, length_norm)[0]
+
+    def decoding_session(self, images: Tensor, copies: int, max_length: int) -> Decoder:
+        """Decoding of ``copies`` texts per image, of ``max_length`` tokens at most."""
+        return DecodingSession(self.text_decoder, self.visual_encoder(images).repeat_interleave(copies, dim=0))
 
 
 def start_ids(prompt_ids: Tensor, batch: int, config: BlipConfig) -> Tensor:

@@ -61,7 +61,7 @@ def nucleus_probabilities(logits: Tensor, top_p: float, top_k: int) -> Tensor:
 
 @torch.no_grad()
 def single_path(decoder: Decoder, start: Tensor, limits: Limits, top_p: float | None = None, top_k: int = 50) -> Tensor:
-    """One text per row of start (B, n0): the best token each time, or, with ``top_p``, a token drawn from the nucleus."""
+    """One text per row of start (B, n0): always the best token, or, with ``top_p``, one drawn from the nucleus."""
     ids, tokens = start, start
     open_rows = torch.ones(start.shape[0], dtype=torch.bool, device=start.device)
     while ids.shape[1] < limits.max_length and bool(open_rows.any()):
@@ -106,7 +106,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Beam:
-    """A running hypothesis of one image: summed log-probability, newest token, row it continues, rank among candidates."""
+    """A hypothesis of one image: summed log-probability, newest token, row it continues, rank among candidates."""
 
     score: float
     token: int
@@ -123,6 +123,8 @@ def beam_search(
     The decoder holds ``num_beams`` rows per image, image after image. Length norm "published" divides by all tokens
     before the end token, the start included; "generated" (current transformers) by the generated ones, the end counted.
     """
+    if num_beams < 2:
+        raise ValueError(f"num_beams={num_beams}; beam search needs at least 2, a single path is greedy search")
     prompt_length = start.shape[1]
     counted = 0 if length_norm == "published" else 1 - prompt_length  # added to the length before the newest token
     ids = tokens = start.repeat_interleave(num_beams, dim=0)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blip_fast.checkpoints.pretrained import PretrainedModel
 from blip_fast.config import BlipConfig
 from blip_fast.outputs import Negatives
 from blip_fast.reference.gather import gather_rows
@@ -18,7 +19,7 @@ from blip_fast.reference.vit import VisionTransformer
 TEMPERATURE_RANGE = (0.001, 0.5)
 
 
-class MomentumModel(nn.Module):
+class MomentumModel(PretrainedModel):
     """Image and text encoder, projections to a common space of E = ``embed_dim`` channels, and a matching head.
 
     The momentum copies (names ending in ``_m``) follow the train or eval mode of the module, take no gradient and
@@ -29,8 +30,7 @@ class MomentumModel(nn.Module):
     text_queue: Tensor
 
     def __init__(self, config: BlipConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.temp = nn.Parameter(torch.tensor(0.07))
         self.register_buffer("image_queue", F.normalize(torch.randn(config.embed_dim, config.queue_size), dim=0))
         self.register_buffer("text_queue", F.normalize(torch.randn(config.embed_dim, config.queue_size), dim=0))

@@ -18,6 +18,7 @@ from blip_fast.reference.text import with_first_token
 class BlipPretrain(MomentumModel):
     """BLIP with all of its parts (paper section 3). The decoder shares all but self-attention with the text encoder."""
 
+    head = "pretrain"
     queue_ptr: Tensor
 
     def __init__(self, config: BlipConfig) -> None:

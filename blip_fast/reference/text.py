@@ -190,8 +190,8 @@ class TextEncoder(nn.Module):
         ``state_mask`` (B, L) marks real states; None means all. Mode "text" takes no states.
         """
         if (mode == "multimodal") != (states is not None):
-            raise ValueError(f"mode={mode!r} with states={'given' if states is not None else None}; only 'multimodal' "
-                             "takes states, and it needs them")  # fmt: skip
+            given = "without states" if states is None else "with states"
+            raise ValueError(f"mode={mode!r} {given}; only 'multimodal' takes states, and it needs them")
         hidden = self.embeddings(input_ids)
         mask = padding_mask(attention_mask, hidden.dtype)
         return self.encoder(hidden, mask, states, cross_mask(state_mask, hidden.dtype))

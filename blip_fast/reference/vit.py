@@ -50,7 +50,7 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): in training drops a residual branch for whole samples, rescaling the rest."""
+    """Stochastic depth (arXiv 1603.09382): training drops a residual branch for whole samples, rescaling the rest."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -109,14 +109,18 @@ class VisionTransformer(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def embed(self, image: Tensor) -> Tensor:
+        """Class token and patches with their position embeddings, (B, 1 + patches, width)."""
         if image.ndim != 4 or image.shape[1] != 3 or image.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
                 f"image has shape {tuple(image.shape)}; expected (B, 3, {self.image_size}, {self.image_size})"
             )
         patches = self.patch_embed(image)
         cls_token = self.cls_token.expand(patches.shape[0], -1, -1)
-        hidden = torch.cat([cls_token, patches], dim=1) + self.pos_embed
+        return torch.cat([cls_token, patches], dim=1) + self.pos_embed
+
+    def forward(self, image: Tensor) -> Tensor:
+        hidden = self.embed(image)
         for block in self.blocks:
             hidden = block(hidden)
         return self.norm(hidden)

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "simd.h"
+#include "contrastive_simd.h"
 
 namespace blip_fast {
 

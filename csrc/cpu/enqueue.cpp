@@ -12,13 +12,16 @@ namespace {
 
 using torch::stable::Tensor;
 
+constexpr int64_t kElementsPerThread = 1 << 15;  // fewer are not worth waking a thread
+
 template <class Q, class F>
 void write_columns(Tensor& queue, const Tensor& features, int64_t pointer) {
   const int64_t rows = queue.size(0), size = queue.size(1), count = features.size(0);
   const int64_t skipped = std::max<int64_t>(0, count - size);  // rows that later ones would overwrite
   Q* const out = static_cast<Q*>(queue.mutable_data_ptr());
   const F* const in = static_cast<const F*>(features.const_data_ptr());
-  torch::stable::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
+  const int64_t grain = 1 + kElementsPerThread / std::max<int64_t>(1, count - skipped);
+  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t e = begin; e < end; ++e) {
       int64_t column = (pointer + skipped) % size;
       for (int64_t i = skipped; i < count; ++i) {

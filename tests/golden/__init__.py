@@ -1,7 +1,7 @@
 """Numbers computed with the original implementation, which the reference and the fused models must reproduce.
 
-The files beside this module are a selection made by ``select_tensors.py``; ``BLIP_FAST_GOLDEN`` names a folder with the full
-set, to which the same tests then apply.
+The files beside this module are a selection made by ``select_tensors.py``; ``BLIP_FAST_GOLDEN`` names a folder with the
+full set, to which the same tests then apply.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ import dataclasses
 import functools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from blip_fast.config import BlipConfig
 
+Model = TypeVar("Model", bound=nn.Module)
 FOLDER = Path(os.environ.get("BLIP_FAST_GOLDEN", Path(__file__).parent))
 
 
@@ -26,6 +29,12 @@ FOLDER = Path(os.environ.get("BLIP_FAST_GOLDEN", Path(__file__).parent))
 def load(case: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All tensors of a case by name, and its sidecar. Both are shared between tests: do not change them."""
     return load_file(FOLDER / f"{case}.safetensors"), json.loads((FOLDER / f"{case}.json").read_text())
+
+
+def require(case: str) -> None:
+    """Skip the calling test where a case is not part of the selection."""
+    if not (FOLDER / f"{case}.safetensors").exists():
+        pytest.skip(f"golden case {case} is in the full set only (BLIP_FAST_GOLDEN)")
 
 
 def config(case: str, **overrides: Any) -> BlipConfig:
@@ -41,6 +50,13 @@ def initial_state(case: str) -> dict[str, Tensor]:
     tensors, sidecar = load(case)
     state = {name.removeprefix("init."): value for name, value in tensors.items() if name.startswith("init.")}
     return state | {alias: state[stored] for alias, stored in sidecar.get("tied_keys", {}).items()}
+
+
+def build(model_class: Callable[..., Model], case: str, **arguments: Any) -> Model:
+    """A model of this class with the configuration and initial state of a case, in eval mode."""
+    model = model_class(config(case), **arguments)
+    model.load_state_dict(initial_state(case))
+    return model.eval()
 
 
 def with_prefix(case: str, prefix: str) -> dict[str, Tensor]:

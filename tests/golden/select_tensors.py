@@ -21,25 +21,74 @@ EVERY = 1 << 60
 # decides; what matches none is dropped.
 RULES: dict[str, dict[str, int]] = {
     "pretrain": {
-        "": 30_000,
-        "a0.grad.": 0,
-        "a4.grad.": EVERY,
+        "": 0,
+        "a0.loss": EVERY,
+        "a4.loss": EVERY,
+        "a4.grad.": 8192,
+        "a4.grad.text_encoder.embeddings.word_embeddings.": EVERY,
         "after.": 768,
         "final.": 768,
+        "ids": EVERY,
+        "image": EVERY,
         "init.": EVERY,
-        "mid.decoder_output.logits": 0,
-        "mid.output_neg.": 0,
-        "mid.text_output": 0,
+        "mask": EVERY,
+        "mid.image": 2560,
+        "mid.sim_": EVERY,
+        "mid.text_feat": EVERY,
+        "mid.weights_": EVERY,
+        "neg_": EVERY,
+        "step": EVERY,
     },
+    "pretrain_2ranks": {"": EVERY},
     "caption": {
-        "": 30_000,
-        "gen.": 2048,
+        "": 0,
+        "gen.": 1024,
         "gen.beam3.": EVERY,
-        "grad.": 4096,
+        "gen.nucleus.": EVERY,
+        "gen_images": EVERY,
+        "grad.": 1024,
+        "ids": EVERY,
+        "image": EVERY,
         "init.": EVERY,
-        "logits": 0,
+        "loss": EVERY,
+        "mask": EVERY,
+        "prompt_ids": EVERY,
     },
+    "retrieval": {
+        "": 0,
+        "a0.loss": EVERY,
+        "a4.loss": EVERY,
+        "a4.grad.": 256,
+        "after.": 768,
+        "id": EVERY,
+        "image": EVERY,
+        "init.": EVERY,
+        "mask": EVERY,
+        "mid.image_feat": EVERY,
+        "mid.sim_": EVERY,
+        "mid.text_feat": EVERY,
+        "mid.weights_": EVERY,
+        "neg_": EVERY,
+    },
+    "retrieval_2ranks": {
+        "": 300,
+        "allrank.after.": EVERY,
+        "allrank.avg_grad.": 256,
+        "local.avg_grad.": 64,
+        "rank0.image": EVERY,
+        "rank1.image": EVERY,
+    },
+    "retrieval_eval": {"": EVERY},
+    "vqa": {"": 30_000, "answer_logits": 0, "gen.step": 0, "grad.": 256, "init.": EVERY},
+    "nlvr": {"": 30_000, "grad.": 256, "init.": EVERY},
+    "itm_features": {"": 30_000, "init.": EVERY, "itm_grad.": 256},
+    "pos_embed_and_schedules": {"": EVERY},
 }
+STATE_DICTS = [
+    *(f"statedict_{model}_base" for model in ("pretrain", "retrieval", "decoder", "vqa", "nlvr", "itm")),
+    "statedict_base_feature_extractor_base",
+    "statedict_vqa_large",
+]
 
 
 def selected(name: str, tensor: Tensor, rules: dict[str, int]) -> bool:
@@ -62,16 +111,25 @@ def copy_case(case: str, source: Path, target: Path) -> int:
     part = target / f"{case}.safetensors.part"
     save_file(kept, part)
     part.replace(target / f"{case}.safetensors")
+    copy_json(case, source, target)
+    return sum((target / f"{case}{suffix}").stat().st_size for suffix in (".safetensors", ".json"))
+
+
+def copy_json(case: str, source: Path, target: Path) -> int:
+    """Copy a sidecar without its list of tensors, which repeats the tensor file; returns the bytes written."""
     sidecar = json.loads((source / f"{case}.json").read_text())
     sidecar.pop("tensors", None)
-    write(target / f"{case}.json", (json.dumps(sidecar, indent=1) + "\n").encode())
-    return sum((target / f"{case}{suffix}").stat().st_size for suffix in (".safetensors", ".json"))
+    text = json.dumps(sidecar, separators=(",", ":")) + "\n"
+    write(target / f"{case}.json", text.encode())
+    return len(text)
 
 
 def main() -> None:
     if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
         sys.exit("usage: python tests/golden/select_tensors.py SOURCE_DIR (a folder with the full set of golden files)")
-    sizes = {case: copy_case(case, Path(sys.argv[1]), Path(__file__).parent) for case in RULES}
+    source, target = Path(sys.argv[1]), Path(__file__).parent
+    sizes = {case: copy_case(case, source, target) for case in RULES}
+    sizes |= {case: copy_json(case, source, target) for case in STATE_DICTS}
     for case, size in sizes.items():
         print(f"{case}: {size / 1e6:.2f} MB")
     print(f"total: {sum(sizes.values()) / 1e6:.2f} MB")

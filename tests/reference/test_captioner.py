@@ -18,9 +18,7 @@ ORIGINAL_DEFAULTS = {"max_length": 30, "min_length": 10}
 
 
 def build() -> BlipCaptioner:
-    model = BlipCaptioner(golden.config(CASE))
-    model.load_state_dict(golden.initial_state(CASE))
-    return model.eval()
+    return golden.build(BlipCaptioner, CASE)
 
 
 def settings(run: str) -> dict[str, float]:

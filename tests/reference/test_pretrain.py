@@ -15,9 +15,7 @@ ALPHAS = {"a0": 0.0, "a4": 0.4}
 
 
 def build() -> BlipPretrain:
-    model = BlipPretrain(golden.config(CASE))
-    model.load_state_dict(golden.initial_state(CASE))
-    return model.train()
+    return golden.build(BlipPretrain, CASE).train()
 
 
 def batch(prefix: str = "") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -116,8 +114,12 @@ def test_three_adamw_steps() -> None:
     hyper = sidecar["hyper"]
     model = build()
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=hyper["lr"], betas=hyper["adam_betas"], eps=hyper["adam_eps"], weight_decay=hyper["weight_decay"]
-    )  # fmt: skip
+        model.parameters(),
+        lr=hyper["lr"],
+        betas=hyper["adam_betas"],
+        eps=hyper["adam_eps"],
+        weight_decay=hyper["weight_decay"],
+    )
     for step, alpha in enumerate(hyper["step_alphas"], start=1):
         optimizer.zero_grad()
         out = model(*batch(f"step{step}."), alpha=alpha, negatives=negatives(f"step{step}."))

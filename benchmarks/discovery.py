@@ -1,0 +1,59 @@
+"""Finds the benchmarks: every module under ``ops/`` and ``models/`` that has a function ``cases(setting)``."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from benchmarks.job import Case, Setting
+
+ROOT = Path(__file__).resolve().parent
+FOLDERS = ("ops", "models")
+DEFAULT_PLACE = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """A benchmark file: its name (that of the file), what it says of itself, and its entry point.
+
+    Benchmarks run in the order of their ``place``: the module's ``PLACE``, 1 for the most important.
+    """
+
+    name: str
+    path: Path
+    summary: str
+    place: int
+    cases: Callable[[Setting], Iterable[Case]]
+
+
+def discover(root: Path = ROOT) -> tuple[list[Benchmark], list[str]]:
+    """The benchmarks under ``root``, most important first, and a line for each file that cannot be imported."""
+    found, broken = [], []
+    for path in sorted(path for folder in FOLDERS for path in (root / folder).glob("*.py")):
+        try:
+            benchmark = load(path)
+        except Exception as error:
+            broken.append(f"{path.parent.name}/{path.name} cannot be imported: {type(error).__name__}: {error}")
+            continue
+        if benchmark is not None:
+            found.append(benchmark)
+    return sorted(found, key=lambda benchmark: (benchmark.place, benchmark.name)), broken
+
+
+def load(path: Path) -> Benchmark | None:
+    """The benchmark in the file ``path``, or None where the file declares none."""
+    path = path.resolve()
+    name = f"benchmarks.{path.parent.name}.{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path.name} is no Python file; expected a benchmark such as ops/momentum.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    if not hasattr(module, "cases"):
+        return None
+    summary = (module.__doc__ or path.stem).strip().splitlines()[0]
+    return Benchmark(path.stem, path, summary, getattr(module, "PLACE", DEFAULT_PLACE), module.cases)

@@ -1,0 +1,144 @@
+"""The measuring core: times, weighs and checks the variants of a case. README.md beside this file tells the method."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.check import check_variants, start_variants
+from benchmarks.environment import last_level_cache_bytes
+from benchmarks.job import Aim, Case, Setting, Variant
+from benchmarks.limits import Limits, MachineLimits
+from benchmarks.memory import peak_extra_bytes
+from benchmarks.results import AimResult, CaseResult, Row, Verdict
+from benchmarks.stats import Interval, median_interval, ratio_interval, summarize
+from benchmarks.timing import capture_cuda_graph, clock_for, time_interleaved
+
+CACHES_OF_INPUT = 4  # input sets together are this many times the last-level cache
+MAX_INPUT_SETS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What was measured of one variant: times (rounds,) in seconds, peak extra memory, median of graph replays."""
+
+    times: NDArray[np.float64]
+    peak_extra_bytes: int | None
+    graph_median_s: float | None
+
+
+def run_case(benchmark: str, case: Case, setting: Setting, machine: MachineLimits) -> CaseResult:
+    """Measure one case: time the variants that run in turn, weigh their memory, then check every answer.
+
+    The check comes last because the copies it makes leave the heap full of holes, in which the variants' temporaries
+    would be free of charge.
+    """
+    before = machine.measure(case.dtype, case.flops, case.bytes)
+    input_sets = make_input_sets(case, setting.device)
+    failures = start_variants(case.variants, input_sets[0])
+    running = [variant for variant in case.variants if variant.unavailable is None and variant.name not in failures]
+    measured = _measure(running, input_sets, setting) if running else {}
+    del input_sets
+    gc.collect()
+    limits = before.best(machine.measure(case.dtype, case.flops, case.bytes))
+    checks = check_variants(case, running)
+    times = {name: measured[name].times for name, check in checks.items() if check.status == "ok"}
+    rows = []
+    for variant in case.variants:
+        row = checks.get(variant.name) or _idle_row(variant, failures)
+        rows.append(_with_times(row, measured[row.variant], times, case, limits) if row.status == "ok" else row)
+    return CaseResult(
+        benchmark=benchmark,
+        case=case.name,
+        dtype=str(case.dtype).removeprefix("torch."),
+        flops=float(case.flops),
+        bytes=float(case.bytes),
+        tolerance=case.tolerance,
+        limits=limits,
+        bound=limits.bound(case.flops, case.bytes),
+        rows=rows,
+        aims=[judge_aim(aim, case, times, limits) for aim in case.aims],
+    )
+
+
+def make_input_sets(case: Case, device: torch.device) -> list[tuple[Any, ...]]:
+    """Input sets of a case, enough of them that a call finds none of its inputs in the cache."""
+    first = case.inputs(0)
+    count = case.input_sets
+    if count is None:
+        size = sum(leaf.nbytes for leaf in tree_leaves(first) if isinstance(leaf, torch.Tensor))
+        count = math.ceil(CACHES_OF_INPUT * last_level_cache_bytes(device) / max(size, 1))
+    return [first, *(case.inputs(seed) for seed in range(1, min(count, MAX_INPUT_SETS)))]
+
+
+def judge_aim(aim: Aim, case: Case, times: dict[str, NDArray[np.float64]], limits: Limits) -> AimResult:
+    """Whether the fastest of our variants reaches ``aim``, given the ``times`` (rounds,) of the variants that were right."""
+    ours = [variant.name for variant in case.variants if variant.role == "ours" and variant.name in times]
+    if not ours or (aim.over is not None and aim.over not in times):
+        return AimResult(aim.at_least, aim.over, "not measured")
+    fastest = min(ours, key=lambda name: float(np.median(times[name])))
+    if aim.over is not None:
+        reached = ratio_interval(times[aim.over], times[fastest])
+    else:
+        floor, median = limits.floor_s(case.flops, case.bytes), median_interval(times[fastest])
+        reached = Interval(floor / median.value, floor / median.high, floor / median.low)
+    verdict: Verdict = "within noise"
+    if reached.low >= aim.at_least:
+        verdict = "met"
+    elif reached.high < aim.at_least:
+        verdict = "missed"
+    return AimResult(aim.at_least, aim.over, verdict, fastest, reached)
+
+
+def _measure(
+    variants: Sequence[Variant], input_sets: Sequence[tuple[Any, ...]], setting: Setting
+) -> dict[str, Measurement]:
+    clock = clock_for(setting.device)
+    times = time_interleaved(variants, input_sets, clock, setting.seconds)
+    peaks = [_peak(variant, input_sets[0], setting.device) for variant in variants]
+    graph_medians: dict[str, float] = {}
+    if setting.device.type == "cuda" and any(variant.cuda_graph for variant in variants):
+        graphs = [capture_cuda_graph(variant, input_sets[0]) for variant in variants if variant.cuda_graph]
+        graph_times = time_interleaved(graphs, input_sets[:1], clock, setting.seconds / 2)
+        graph_medians = {graph.name: float(np.median(row)) for graph, row in zip(graphs, graph_times, strict=True)}
+    return {
+        variant.name: Measurement(row, peak, graph_medians.get(variant.name))
+        for variant, row, peak in zip(variants, times, peaks, strict=True)
+    }
+
+
+def _peak(variant: Variant, inputs: tuple[Any, ...], device: torch.device) -> int | None:
+    with variant.context():
+        return peak_extra_bytes(lambda: variant.run(*inputs), device)
+
+
+def _idle_row(variant: Variant, failures: dict[str, str]) -> Row:
+    if variant.unavailable is not None:
+        return Row(variant.name, variant.role, "unavailable", variant.unavailable)
+    return Row(variant.name, variant.role, "failed", failures[variant.name])
+
+
+def _with_times(
+    row: Row, measured: Measurement, times: dict[str, NDArray[np.float64]], case: Case, limits: Limits
+) -> Row:
+    time = summarize(measured.times)
+    baseline = times.get(case.baseline.name)
+    floor = limits.floor_s(case.flops, case.bytes)
+    return dataclasses.replace(
+        row,
+        time=time,
+        speedup=None if baseline is None else ratio_interval(baseline, measured.times),
+        graph_median_s=measured.graph_median_s,
+        peak_extra_bytes=measured.peak_extra_bytes,
+        flop_rate=case.flops / time.median_s if case.flops else None,
+        bandwidth=case.bytes / time.median_s if case.bytes else None,
+        limit_share=floor / time.median_s if floor else None,
+    )

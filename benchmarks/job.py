@@ -1,0 +1,103 @@
+"""How a file under ``benchmarks/ops`` or ``benchmarks/models`` declares what is to be measured."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+
+ROLES = ("baseline", "ours", "peer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a run is asked for: the device, and whether it is the quick set (make ``bench``) or everything."""
+
+    device: torch.device
+    quick: bool = True
+
+    @property
+    def seconds(self) -> float:
+        """Time budget for the timing of one case, shared by its variants."""
+        if self.device.type == "cuda":  # steadier than a CPU
+            return 2.0 if self.quick else 6.0
+        return 4.0 if self.quick else 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way to do the job.
+
+    ``run(*inputs)`` does it and returns what is to be compared: a tensor or a nesting of tuples, lists and dicts of
+    tensors. A job done in place returns the tensors it wrote. ``context`` is entered around each call, outside the
+    timed region. A variant that cannot run here has ``unavailable`` set to the reason, and is listed with it.
+    ``cuda_graph``: on a GPU, time the replay of a CUDA graph of the call as well; only for a call that leaves its inputs
+    where they are in memory and does not read back to the host.
+    """
+
+    name: str
+    run: Callable[..., Any]
+    role: Literal["baseline", "ours", "peer"] = "peer"
+    context: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+    unavailable: str | None = None
+    cuda_graph: bool = False
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ValueError(f"variant '{self.name}' has the role '{self.role}'; expected one of {', '.join(ROLES)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Aim:
+    """What the fastest available variant of the role ``ours`` is to reach.
+
+    With ``over``, at least ``at_least`` times the speed of the variant of that name; without, at least that share of
+    the machine's limit.
+    """
+
+    at_least: float
+    over: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One job at one size, and the variants that do it.
+
+    ``inputs(seed)`` makes one set of inputs (a tuple). Enough sets are made to overflow the last-level cache, unless
+    ``input_sets`` says how many. Every variant's answer, from equal inputs, is compared with ``truth(*inputs)`` (in
+    float64, where that means something) or else with the baseline's answer: ``||answer - truth|| <= tolerance * ||truth||``
+    for each tensor.
+    ``flops`` and ``bytes`` are what the job must do: the fewest operations, and each input read once and each output
+    written once. ``dtype`` names the matrix-product rate that ``flops`` are held against.
+    """
+
+    name: str
+    inputs: Callable[[int], tuple[Any, ...]]
+    variants: Sequence[Variant]
+    tolerance: float
+    truth: Callable[..., Any] | None = None
+    flops: float = 0
+    bytes: float = 0
+    dtype: torch.dtype = torch.float32
+    aims: Sequence[Aim] = ()
+    input_sets: int | None = None
+
+    def __post_init__(self) -> None:
+        names = [variant.name for variant in self.variants]
+        baselines = [variant.name for variant in self.variants if variant.role == "baseline"]
+        if len(set(names)) != len(names):
+            raise ValueError(f"case '{self.name}' has two variants of one name among {names}; names must differ")
+        if len(baselines) != 1:
+            raise ValueError(f"case '{self.name}' has {len(baselines)} variants of role 'baseline'; expected one")
+        for aim in self.aims:
+            if aim.over is not None and aim.over not in names:
+                raise ValueError(f"case '{self.name}' has an aim over '{aim.over}'; its variants are {names}")
+
+    @property
+    def baseline(self) -> Variant:
+        """The variant that the others are compared with."""
+        return next(variant for variant in self.variants if variant.role == "baseline")

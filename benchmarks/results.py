@@ -1,0 +1,146 @@
+"""The results of a run, and their JSON file."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from benchmarks import environment
+from benchmarks.limits import Limits
+from benchmarks.stats import Interval, Summary
+from blip_fast.checkpoints.files import write_atomically
+
+SCHEMA = 1
+Verdict = Literal["met", "missed", "within noise", "not measured"]
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One variant of one case. Times are seconds; what was not measured is None.
+
+    ``status``: ``ok``; ``unavailable`` (``reason`` says why); ``wrong`` (its answer differs) and ``failed`` (it raised),
+    both of which make the run fail. ``error`` is the largest relative error of a tensor of the answer (2-norm),
+    ``max_error`` the largest absolute error of an element. ``speedup`` is the baseline's median over this one's.
+    ``limit_share`` is the time that the job needs at the machine's limits over the median.
+    """
+
+    variant: str
+    role: str
+    status: Literal["ok", "unavailable", "wrong", "failed"]
+    reason: str | None = None
+    error: float | None = None
+    max_error: float | None = None
+    time: Summary | None = None
+    speedup: Interval | None = None
+    graph_median_s: float | None = None
+    peak_extra_bytes: int | None = None
+    flop_rate: float | None = None
+    bandwidth: float | None = None
+    limit_share: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class AimResult:
+    """How the fastest of our variants stands to an aim; ``reached`` is the ratio or the share of the limit."""
+
+    at_least: float
+    over: str | None
+    verdict: Verdict
+    variant: str | None = None
+    reached: Interval | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseResult:
+    """One case: what the job needs, the limits measured in the same run, and a row for each variant."""
+
+    benchmark: str
+    case: str
+    dtype: str
+    flops: float
+    bytes: float
+    tolerance: float
+    limits: Limits
+    bound: str
+    rows: list[Row]
+    aims: list[AimResult]
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A results file. ``tests_passed`` is None where the run did not come with a run of the tests."""
+
+    schema: int
+    date: str
+    commit: str | None
+    dirty: bool | None
+    device: str
+    quick: bool
+    tests_passed: bool | None
+    machine: dict[str, Any]
+    versions: dict[str, str | None]
+    cases: list[CaseResult]
+    failures: list[str]
+
+    @property
+    def failed(self) -> bool:
+        """Whether a benchmark could not run, or a variant raised or gave a wrong answer."""
+        return bool(self.failures) or any(row.status in ("wrong", "failed") for case in self.cases for row in case.rows)
+
+
+def new_document(device: torch.device, quick: bool) -> Document:
+    """A document without cases, describing this machine now."""
+    commit, dirty = environment.commit()
+    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    machine, versions = environment.machine(device), environment.versions()
+    return Document(SCHEMA, date, commit, dirty, device.type, quick, None, machine, versions, [], [])
+
+
+def write(document: Document, path: Path) -> None:
+    """Write ``document`` beside ``path`` and rename, so that a reader never sees half a file.
+
+    Results are meant to be shown around: paths of this machine, which error messages like to contain, are shortened.
+    """
+    text = json.dumps(dataclasses.asdict(document), indent=1, allow_nan=False) + "\n"
+    for folder, name in ((environment.REPOSITORY, "blip_fast"), (sys.prefix, "python"), (Path.home(), "~")):
+        text = text.replace(f"{folder}/", f"{name}/")
+    write_atomically(path, lambda beside: beside.write_text(text))
+
+
+def read(path: Path) -> Document:
+    """Read a results file. Raises ValueError where it is not of this schema."""
+    try:
+        values = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path.name} is not JSON: {error}") from error
+    schema = values.get("schema") if isinstance(values, dict) else None
+    if schema != SCHEMA:
+        raise ValueError(f"{path.name} has the schema {schema!r}; expected {SCHEMA}")
+    cases = [_case(case) for case in values.get("cases", [])]
+    return _build(Document, values | {"cases": cases})
+
+
+def _case(values: Mapping[str, Any]) -> CaseResult:
+    rows = [_build(Row, row | _nested(row, time=Summary, speedup=Interval)) for row in values.get("rows", [])]
+    aims = [_build(AimResult, aim | _nested(aim, reached=Interval)) for aim in values.get("aims", [])]
+    return _build(CaseResult, {**values, **_nested(values, limits=Limits), "rows": rows, "aims": aims})
+
+
+def _nested(values: Mapping[str, Any], **classes: type[Any]) -> dict[str, Any]:
+    return {name: _build(cls, values[name]) for name, cls in classes.items() if values.get(name) is not None}
+
+
+def _build(cls: type[T], values: Mapping[str, Any]) -> T:
+    expected = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if set(values) != expected:
+        missing, unknown = sorted(expected - set(values)), sorted(set(values) - expected)
+        raise ValueError(f"{cls.__name__} in the results file lacks {missing} and has the unknown fields {unknown}")
+    return cls(**values)

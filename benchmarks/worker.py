@@ -1,0 +1,85 @@
+"""Runs one benchmark file in a process of its own, so that neither a crash nor the state of the heap touches another."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+import torch
+from rich.console import Console
+
+from benchmarks.discovery import Benchmark, load
+from benchmarks.environment import REPOSITORY
+from benchmarks.harness import run_case
+from benchmarks.job import Setting
+from benchmarks.limits import MachineLimits
+from benchmarks.results import CaseResult, Document, new_document, read, write
+from benchmarks.table import new_console, print_case
+
+
+def run_in_child(benchmark: Benchmark, setting: Setting, seconds: float) -> tuple[list[CaseResult], list[str]]:
+    """Run ``benchmark`` in a process of its own, for at most ``seconds``. Returns its cases and what failed.
+
+    Cases that were finished before the process died or was stopped are kept.
+    """
+    if seconds <= 0:
+        return [], [f"{benchmark.name}: not run, no time was left"]
+    with tempfile.TemporaryDirectory() as folder:
+        json_file = Path(folder) / "results.json"
+        quick = "--quick" if setting.quick else "--full"
+        command = [sys.executable, "-m", "benchmarks.worker", str(benchmark.path), str(json_file)]
+        command += ["--device", setting.device.type, quick]
+        sys.stdout.flush()  # what was printed so far comes before what the process prints
+        failures = []
+        try:
+            code = subprocess.run(command, cwd=REPOSITORY, timeout=seconds, check=False).returncode
+            if code:
+                failures.append(f"{benchmark.name}: its process ended with {_describe_code(code)}")
+        except subprocess.TimeoutExpired:
+            failures.append(f"{benchmark.name}: stopped after {seconds:.0f} s")
+        if not json_file.exists():
+            return [], failures
+        document = read(json_file)
+        return document.cases, document.failures + failures
+
+
+def run_benchmark(benchmark: Benchmark, setting: Setting, json_file: Path, console: Console) -> Document:
+    """Run ``benchmark`` here; ``json_file`` is rewritten after each case."""
+    document = new_document(setting.device, setting.quick)
+    machine = MachineLimits(setting.device)
+    try:
+        for case in benchmark.cases(setting):
+            result = run_case(benchmark.name, case, setting, machine)
+            document.cases.append(result)
+            print_case(result, console)
+            write(document, json_file)
+    except Exception as error:  # makes the whole run fail, but the other benchmarks still run
+        console.print_exception()
+        document.failures.append(f"{benchmark.name}: {type(error).__name__}: {error}")
+    write(document, json_file)
+    return document
+
+
+@click.command()
+@click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("json_file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--device", required=True)
+@click.option("--quick/--full", required=True)
+def main(path: Path, json_file: Path, device: str, quick: bool) -> None:
+    """Run the benchmark file PATH and write its results to JSON_FILE."""
+    benchmark = load(path)
+    if benchmark is None:
+        raise click.BadParameter(f"{path.name} has no function 'cases'", param_hint="PATH")
+    run_benchmark(benchmark, Setting(torch.device(device), quick), json_file, new_console())
+
+
+def _describe_code(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"code {code}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Image-text matching with a trained model, keys and values of an image shared by all texts that look at it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blip_fast.models.packing import PackedTexts, pack
+from blip_fast.models.text import AttentionDropout, LookAt, encoder_stream, run_layers
+from blip_fast.models.vit import class_state, image_states
+from blip_fast.reference.itm import BlipITM as ReferenceITM
+
+
+class BlipITM(ReferenceITM):
+    """Scores images against texts. As published, texts keep [CLS] as first token in both heads."""
+
+    def itm(
+        self,
+        image: Tensor,
+        input_ids: Tensor | PackedTexts,
+        attention_mask: Tensor | None = None,
+        image_of_text: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (S, 2) of "no match" and "match" for each text.
+
+        Args:
+            image: (B, 3, S, S) normalised images.
+            input_ids, attention_mask: (S, N) texts, [CLS] first; or packed texts.
+            image_of_text: (S,) image of each text; None pairs image b with text b, or the only image with all texts.
+        """
+        texts = pack(input_ids, attention_mask)
+        if image_of_text is None:
+            image_of_text = self._default_images(len(image), len(texts), image.device)
+        states = image_states(self.visual_encoder, image)
+        dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, image.device)
+        stream = encoder_stream(self.text_encoder, texts, image_of_text)
+        return self.itm_head(run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states, dropout))[0])
+
+    def itc(self, image: Tensor, input_ids: Tensor | PackedTexts, attention_mask: Tensor | None = None) -> Tensor:
+        """Cosine similarities (B, S) of all images (B, 3, S, S) with all texts, ids and mask (S, N)."""
+        texts = pack(input_ids, attention_mask)
+        dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, image.device)
+        stream = encoder_stream(self.text_encoder, texts)
+        (text_state,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout)
+        image_feat = F.normalize(self.vision_proj(class_state(self.visual_encoder, image)), dim=-1)
+        return image_feat @ F.normalize(self.text_proj(text_state), dim=-1).t()
+
+    @staticmethod
+    def _default_images(images: int, texts: int, device: torch.device) -> Tensor:
+        if images == 1:
+            return torch.zeros(texts, dtype=torch.int64, device=device)
+        if images != texts:
+            raise ValueError(f"image has {images} images for {texts} texts; expected one, as many, or image_of_text")
+        return torch.arange(texts, device=device)

@@ -1,0 +1,125 @@
+"""Texts without padding: real tokens one after the other, with everything a layer must know about them.
+
+A plan is exact where the lengths are on the host: from a CPU mask, or built by the data loader. From a mask on the device it
+has room for all positions, so that nothing is read back; rows past the last token are never looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class PackedTexts:
+    """S texts of at least one token each in T rows. The host knows T, S and ``max_length``, nothing else.
+
+    Attributes:
+        input_ids: (T,) token ids; rows from ``cu_seqlens[-1]`` on are fill.
+        positions: (T,) position of each token in its text.
+        cu_seqlens: (S + 1,) int32; text s has the rows ``cu_seqlens[s]`` to ``cu_seqlens[s + 1]``.
+        max_length: upper bound of the lengths.
+        exact: whether there is no fill.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    cu_seqlens: Tensor
+    max_length: int
+    exact: bool
+
+    def __len__(self) -> int:
+        return self.cu_seqlens.shape[0] - 1
+
+    @property
+    def first_rows(self) -> Tensor:
+        """(S,) row of each text's first token."""
+        return self.cu_seqlens[:-1].long()
+
+    def with_first_token(self, token_id: int) -> PackedTexts:
+        """The same texts, the first token replaced by the task's: [ENC] or [DEC] in place of [CLS]."""
+        return replace(self, input_ids=self.input_ids.index_fill(0, self.first_rows, token_id))
+
+    def next_tokens(self, prompt_length: int = 0) -> Tensor:
+        """(T,) label of each row: the token after it; -100 in fill, at the end of a text, and for the prompt's tokens."""
+        following_rows = torch.arange(1, self.input_ids.shape[0] + 1, device=self.input_ids.device, dtype=torch.int32)
+        text = torch.searchsorted(self.cu_seqlens[1:], following_rows).clamp(max=len(self) - 1)
+        ends = self.cu_seqlens[1:].index_select(0, text) <= following_rows
+        return self.input_ids.roll(-1).masked_fill(ends | (self.positions + 1 < prompt_length), IGNORED)
+
+    def padded_rows(self) -> Tensor:
+        """(S, max_length) row of each token; some row of the batch behind the end of a text."""
+        columns = torch.arange(self.max_length, device=self.cu_seqlens.device)
+        return (self.first_rows[:, None] + columns).clamp(max=self.input_ids.shape[0] - 1)
+
+    def padded_mask(self) -> Tensor:
+        """(S, max_length), True for tokens and False behind the end of a text."""
+        columns = torch.arange(self.max_length, device=self.cu_seqlens.device)
+        return columns < self.cu_seqlens.diff()[:, None]
+
+    def packed_rows(self) -> Tensor:
+        """(T,) row of each token in the flattened padded form (S * max_length)."""
+        rows = torch.arange(self.input_ids.shape[0], device=self.cu_seqlens.device, dtype=torch.int32)
+        text = torch.searchsorted(self.cu_seqlens[1:], rows, right=True).clamp(max=len(self) - 1)
+        return text * self.max_length + self.positions.clamp(max=self.max_length - 1)
+
+    def unpack(self, values: Tensor) -> Tensor:
+        """Rows (T, ...) -> (S, max_length, ...), 0 behind the end of each text."""
+        rows, mask = self.padded_rows(), self.padded_mask()
+        padded = values.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+        return padded * mask.view(*mask.shape, *(1,) * (values.dim() - 1)).to(values.dtype)
+
+    def select(self, index: Tensor, capacity: int) -> PackedTexts:
+        """Texts ``index`` (n,), in that order; ``capacity`` rows, unless the index is on the CPU and tells how many."""
+        chosen = self.cu_seqlens.diff().index_select(0, index)
+        cu_seqlens = F.pad(chosen.cumsum(0), (1, 0)).to(torch.int32)
+        exact = _on_host(index)
+        if exact:
+            capacity = int(cu_seqlens[-1])
+        rows = torch.arange(capacity, device=index.device, dtype=torch.int32)
+        text = torch.searchsorted(cu_seqlens[1:], rows, right=True).clamp(max=index.shape[0] - 1)
+        shift = self.first_rows.index_select(0, index) - cu_seqlens[:-1]
+        source = (rows + shift.index_select(0, text)).clamp(max=self.input_ids.shape[0] - 1)
+        ids, positions = self.input_ids.index_select(0, source), self.positions.index_select(0, source)
+        return PackedTexts(ids, positions, cu_seqlens, self.max_length, exact)
+
+
+def pack(input_ids: Tensor | PackedTexts, attention_mask: Tensor | None = None) -> PackedTexts:
+    """Pack padded texts; packed ones are returned as they are.
+
+    Args:
+        input_ids: (S, N) int64 ids.
+        attention_mask: (S, N), 1 for tokens and 0 for padding. On the CPU (the ids may be elsewhere) the plan is exact;
+            None: no padding.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if isinstance(input_ids, PackedTexts):
+        return input_ids
+    if input_ids.dim() != 2:
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (S, N)")
+    texts, width = input_ids.shape
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; expected {(texts, width)}")
+    lengths = (attention_mask != 0).sum(1)
+    capacity, max_length, exact = texts * width, width, _on_host(attention_mask)
+    if exact:
+        capacity, max_length = int(lengths.sum()), int(lengths.max())
+    # a stable sort brings the real tokens to the front, in order
+    rows = (attention_mask == 0).flatten().to(torch.uint8).argsort(stable=True)[:capacity]
+    rows = rows.to(input_ids.device, non_blocking=True)
+    cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32).to(input_ids.device, non_blocking=True)
+    return PackedTexts(input_ids.flatten().index_select(0, rows), rows % width, cu_seqlens, max_length, exact)
+
+
+def _on_host(tensor: Tensor) -> bool:
+    """Whether values may be read: on the CPU, and not while a graph is traced."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -1,0 +1,246 @@
+"""Packed texts through the text transformer, as functions of the reference's modules (which hold the parameters).
+
+Texts run in streams. Streams that share cross-attention and MLP (text encoder and decoder do, paper section 3.1) go through
+them together, in one matrix product per weight; each has a self-attention of its own. Image keys and values are projected
+once per layer, however many texts look at an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blip_fast.models.packing import PackedTexts
+from blip_fast.ops import cross_attention, group_rows, linear_cross_entropy
+from blip_fast.reference.decoder import TextDecoder
+from blip_fast.reference.row_groups import RowGroups
+from blip_fast.reference.text import AttentionCore, TextAttention, TextEmbeddings, TextEncoder, TextLayer
+
+NO_IMAGE = -1
+
+
+class AttentionDropout:
+    """Dropout of attention probabilities in one forward pass: a Philox seed, and an offset for every attention."""
+
+    def __init__(self, probability: float, device: torch.device) -> None:
+        self.probability = probability
+        self.seed = torch.randint(2**62, (1,), device=device) if probability > 0 else None
+        self.offset = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the next attention."""
+        if self.seed is None:
+            return {}
+        self.offset += 1
+        return {"dropout_p": self.probability, "seed": self.seed, "offset": self.offset}
+
+
+@dataclass
+class Stream:
+    """S texts on their way through the layers.
+
+    Attributes:
+        texts: their layout.
+        attention: the self-attention of each layer.
+        hidden: (T, width) states.
+        image_of_text: (S,) index of the image that each text looks at; None where no text looks at one.
+        causal: tokens see themselves and earlier ones only.
+        first_only: only the first token's state is wanted, so that the last layer computes nothing else.
+    """
+
+    texts: PackedTexts
+    attention: Sequence[TextAttention]
+    hidden: Tensor
+    image_of_text: Tensor | None = None
+    causal: bool = False
+    first_only: bool = False
+
+    def __post_init__(self) -> None:
+        self.rows, self.packed_rows = self.texts.padded_rows(), self.texts.packed_rows()
+        # (S, 1, 1, N), or (S, 1, N, N) with earlier tokens only
+        self.mask = self.texts.padded_mask()[:, None, None]
+        if self.causal:
+            width = self.texts.max_length
+            self.mask = self.mask & torch.ones(width, width, dtype=torch.bool, device=self.mask.device).tril()
+
+    def pad(self, states: Tensor) -> Tensor:
+        """(T, H, D) -> (S, H, N, D), with anything behind the end of a text."""
+        return states.index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape).transpose(1, 2)
+
+    def unpad(self, states: Tensor) -> Tensor:
+        """(S, H, N, D) -> (T, H * D)."""
+        return states.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, self.packed_rows)
+
+
+def encoder_stream(
+    encoder: TextEncoder, texts: PackedTexts, image_of_text: Tensor | None = None, first_only: bool = True
+) -> Stream:
+    """Texts through the text encoder."""
+    attention = [layer.attention for layer in encoder.encoder.layer]
+    return Stream(texts, attention, embed(encoder.embeddings, texts), image_of_text, first_only=first_only)
+
+
+def decoder_stream(decoder: TextDecoder, texts: PackedTexts, image_of_text: Tensor) -> Stream:
+    """Texts through the decoder's causal self-attention."""
+    attention = [layer.attention for layer in decoder.bert.encoder.layer]
+    return Stream(texts, attention, embed(decoder.bert.embeddings, texts), image_of_text, causal=True)
+
+
+def token_losses(decoder: TextDecoder, hidden: Tensor, labels: Tensor, smoothing: float, reduction: str) -> Tensor:
+    """Label-smoothed cross-entropy of the decoder's final states (T, width) against labels (T,), -100 for none."""
+    head = decoder.cls.predictions
+    weight, bias = head.decoder.weight, head.bias
+    return linear_cross_entropy(head.transform(hidden), weight, bias, labels, smoothing, reduction=reduction)
+
+
+def embed(module: TextEmbeddings, texts: PackedTexts) -> Tensor:
+    """Word plus position embeddings, normalised: (T, width)."""
+    words = F.embedding(texts.input_ids, module.word_embeddings.weight)
+    positions = F.embedding(texts.positions, module.position_embeddings.weight)
+    return module.dropout(module.LayerNorm(words + positions))
+
+
+class Look(Protocol):
+    """What a layer does between self-attention and MLP: a cross-attention to the states of ``images`` images."""
+
+    @property
+    def images(self) -> int:
+        """How many images there are."""
+
+    def __call__(self, layer: TextLayer, hidden: Tensor, layout: Layout) -> Tensor:
+        """Hidden rows (R, width) -> the same, with what they saw."""
+
+
+def run_layers(
+    layers: Sequence[TextLayer], streams: list[Stream], dropout: AttentionDropout, look: Look | None = None
+) -> list[Tensor]:
+    """Final states of each stream: (T, width), or (S, width) with ``first_only``.
+
+    ``layers`` give the cross-attention, which ``look`` applies, and the MLP; without ``look`` texts see no image.
+    """
+    layouts = [join(streams, look.images, last) for last in (False, True)] if look is not None else []
+    for index, layer in enumerate(layers):
+        last = index == len(layers) - 1
+        for stream in streams:
+            attend = self_attention_first if last and stream.first_only else self_attention
+            stream.hidden = attend(stream.attention[index], stream, dropout)
+        sizes = [stream.hidden.shape[0] for stream in streams]
+        hidden = streams[0].hidden if len(streams) == 1 else torch.cat([stream.hidden for stream in streams])
+        if look is not None:
+            hidden = look(layer, hidden, layouts[last])
+        hidden = layer.output(layer.intermediate(hidden), hidden)
+        for stream, part in zip(streams, hidden.split(sizes), strict=True):
+            stream.hidden = part
+    return [stream.hidden for stream in streams]
+
+
+def self_attention(module: TextAttention, stream: Stream, dropout: AttentionDropout) -> Tensor:
+    """Self-attention sub-layer for all tokens, (T, width).
+
+    Texts are short: with queries, keys and values padded, torch's dense attention costs less than the copies around it.
+    """
+    query, key, value = (
+        stream.pad(split_heads(linear(stream.hidden), module.self.heads))
+        for linear in (module.self.query, module.self.key, module.self.value)
+    )
+    attended = F.scaled_dot_product_attention(query, key, value, stream.mask, dropout.probability)
+    return module.output(stream.unpad(attended), stream.hidden)
+
+
+def self_attention_first(module: TextAttention, stream: Stream, dropout: AttentionDropout) -> Tensor:
+    """Self-attention sub-layer for the first token of each text, which sees the whole text: (S, width)."""
+    first = stream.hidden.index_select(0, stream.texts.first_rows)
+    query = split_heads(module.self.query(first), module.self.heads)[:, :, None]
+    key, value = (
+        stream.pad(split_heads(linear(stream.hidden), module.self.heads))
+        for linear in (module.self.key, module.self.value)
+    )
+    attended = F.scaled_dot_product_attention(query, key, value, stream.mask, dropout.probability)
+    return module.output(attended.flatten(1), first)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which rows look at which image, over all streams: cu_seqlens (S + 1,), image_of_text (S,), and rows by image."""
+
+    cu_seqlens: Tensor
+    image_of_text: Tensor
+    groups: RowGroups
+
+
+def join(streams: list[Stream], images: int, last: bool) -> Layout:
+    """The texts of all streams in one layout. Fill between two streams becomes a text that looks at no image."""
+    bounds_of, images_of, start = [], [], 0
+    for stream in streams:
+        texts, image_of_text = stream.texts, stream.image_of_text
+        if image_of_text is None:
+            raise ValueError("a stream has no image_of_text; expected the image that each of its texts looks at")
+        only_first = last and stream.first_only
+        bounds = torch.arange(len(texts) + 1, device=texts.cu_seqlens.device) if only_first else texts.cu_seqlens
+        has_fill = not (only_first or texts.exact)
+        bounds_of.append((bounds if has_fill or stream is streams[-1] else bounds[:-1]).to(torch.int32) + start)
+        images_of.append(image_of_text)
+        if has_fill and stream is not streams[-1]:
+            images_of.append(torch.full_like(image_of_text[:1], NO_IMAGE))
+        start += len(texts) if only_first else texts.input_ids.shape[0]
+    cu_seqlens, image_of_text = torch.cat(bounds_of), torch.cat(images_of)
+    return Layout(cu_seqlens, image_of_text, group_rows(cu_seqlens, image_of_text, start, images))
+
+
+@dataclass
+class LookAt:
+    """Cross-attention to states (B, L, state_width), of which the first ``lengths`` (B,) are real (None: all)."""
+
+    states: Tensor
+    dropout: AttentionDropout
+    lengths: Tensor | None = None
+
+    @property
+    def images(self) -> int:
+        """B."""
+        return self.states.shape[0]
+
+    def __call__(self, layer: TextLayer, hidden: Tensor, layout: Layout) -> Tensor:
+        module = layer.crossattention
+        return module.output(
+            attend_states(module.self, hidden, self.states, layout, self.dropout, self.lengths), hidden
+        )
+
+
+def attend_states(
+    module: AttentionCore,
+    hidden: Tensor,
+    states: Tensor,
+    layout: Layout,
+    dropout: AttentionDropout,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """Attention of rows (R, width) to states (B, L, state_width), whose keys and values are projected once: (R, width)."""
+    attended = cross_attention(
+        split_heads(module.query(hidden), module.heads),
+        key_value(module, states),
+        None,
+        layout.cu_seqlens,
+        layout.image_of_text,
+        image_lengths=lengths,
+        groups=layout.groups,
+        **dropout.arguments(),
+    )
+    return attended.flatten(1)
+
+
+def key_value(module: AttentionCore, states: Tensor) -> Tensor:
+    """Keys and values (B, L, 2, H, D) of states (B, L, state_width) in one product: their gradient is one tensor too."""
+    weight = torch.cat([module.key.weight, module.value.weight])
+    bias = torch.cat([module.key.bias, module.value.bias])
+    return F.linear(states, weight, bias).unflatten(-1, (2, module.heads, -1))
+
+
+def split_heads(states: Tensor, heads: int) -> Tensor:
+    """(..., H * D) -> (..., H, D)."""
+    return states.unflatten(-1, (heads, -1))

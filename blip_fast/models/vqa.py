@@ -1,0 +1,109 @@
+"""Visual question answering on the fused operations: all answers of a question share its keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from blip_fast.models.decoding import DecodingSession
+from blip_fast.models.packing import PackedTexts, pack
+from blip_fast.models.text import AttentionDropout, LookAt, decoder_stream, encoder_stream, run_layers, token_losses
+from blip_fast.models.vit import image_states
+from blip_fast.outputs import VQAOutput
+from blip_fast.reference.text import with_first_token
+from blip_fast.reference.vqa import BlipVQA as ReferenceVQA
+from blip_fast.reference.vqa import Ranking
+
+
+class BlipVQA(ReferenceVQA):
+    """Image encoder, question encoder that looks at the image, answer decoder that looks at the question."""
+
+    def forward(
+        self,
+        image: Tensor,
+        question_ids: Tensor,
+        question_mask: Tensor,
+        answer_ids: Tensor | PackedTexts,
+        answer_mask: Tensor | None,
+        answers_per_question: Tensor | Sequence[int],
+        weights: Tensor,
+    ) -> VQAOutput:
+        """Answer loss: weighted sum over answers, divided by the number of questions. Arguments are the reference's."""
+        answers = pack(answer_ids, answer_mask)
+        counts = torch.as_tensor(answers_per_question)
+        if counts.shape != image.shape[:1] or (counts.device.type == "cpu" and int(counts.sum()) != len(answers)):
+            raise ValueError(
+                f"answers_per_question={counts.tolist()} for {len(image)} images and {len(answers)} answers; "
+                "expected one count per image, together the number of answers"
+            )
+        questions = torch.arange(len(image), device=image.device)
+        question_of_answer = questions.repeat_interleave(counts.to(image.device), output_size=len(answers))
+        states, lengths = self.packed_question_states(image, question_ids, question_mask)
+        losses = self.packed_answer_losses(answers, states, lengths, question_of_answer)
+        return VQAOutput((weights * losses).sum() / len(image))
+
+    def packed_question_states(
+        self, image: Tensor, question_ids: Tensor, question_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """States (B, N, text_width) of questions that have seen their images, 0 at padding; and their lengths (B,)."""
+        texts = pack(question_ids, question_mask).with_first_token(self.config.enc_token_id)
+        dropout = self._dropout(image.device)
+        own = torch.arange(len(texts), device=image.device)
+        stream = encoder_stream(self.text_encoder, texts, own, first_only=False)
+        look = LookAt(image_states(self.visual_encoder, image), dropout)
+        (hidden,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, look)
+        return texts.unpack(hidden), texts.cu_seqlens.diff()
+
+    def packed_answer_losses(
+        self, answers: PackedTexts, states: Tensor, lengths: Tensor, question_of_answer: Tensor
+    ) -> Tensor:
+        """Label-smoothed loss of each answer, summed over its tokens, given its question's states: (A,)."""
+        answers = answers.with_first_token(self.config.dec_token_id)
+        dropout = self._dropout(states.device)
+        stream = decoder_stream(self.text_decoder, answers, question_of_answer)
+        layers = self.text_decoder.bert.encoder.layer
+        (hidden,) = run_layers(layers, [stream], dropout, LookAt(states, dropout, lengths))
+        labels, smoothing = answers.next_tokens(), self.config.label_smoothing
+        losses = token_losses(self.text_decoder, hidden, labels, smoothing, "none")
+        return answers.unpack(losses).sum(1)
+
+    def question_states(self, image: Tensor, question_ids: Tensor, question_mask: Tensor) -> Tensor:
+        """States (B, N, text_width) of all positions, padding too, which published generation attends."""
+        encoder_ids = with_first_token(question_ids, self.config.enc_token_id)
+        return self.text_encoder(encoder_ids, question_mask, image_states(self.visual_encoder, image))
+
+    def decoding_session(self, states: Tensor, copies: int, max_length: int) -> DecodingSession:
+        """Decoding of ``copies`` answers per question."""
+        return DecodingSession(self.text_decoder, states, copies, max_length)
+
+    @torch.no_grad()
+    def rank_ids(
+        self,
+        image: Tensor,
+        question_ids: Tensor,
+        question_mask: Tensor,
+        candidate_ids: Tensor,
+        candidate_mask: Tensor,
+        k: int = 128,
+    ) -> Ranking:
+        """Choose among candidates (C, M): the k with the likeliest first token, then the lowest loss of the answer."""
+        batch, k = len(image), min(k, len(candidate_ids))
+        states, lengths = self.packed_question_states(image, question_ids, question_mask)
+        start = pack(question_ids.new_full((batch, 1), self.config.dec_token_id))
+        questions = torch.arange(batch, device=image.device)
+        stream, dropout = decoder_stream(self.text_decoder, start, questions), self._dropout(image.device)
+        layers = self.text_decoder.bert.encoder.layer
+        (hidden,) = run_layers(layers, [stream], dropout, LookAt(states, dropout, lengths))
+        probabilities = self.text_decoder.cls(hidden).softmax(dim=1).index_select(1, candidate_ids[:, 1])
+        kept = probabilities.topk(k, dim=1).indices
+
+        candidates = pack(candidate_ids, candidate_mask)
+        answers = candidates.select(kept.flatten(), kept.numel() * candidates.max_length)
+        losses = self.packed_answer_losses(answers, states, lengths, questions.repeat_interleave(k))
+        scores = -losses.view(batch, k)
+        return Ranking(kept.gather(1, scores.argmax(dim=1, keepdim=True))[:, 0], kept, scores)
+
+    def _dropout(self, device: torch.device) -> AttentionDropout:
+        return AttentionDropout(self.config.attention_dropout if self.training else 0.0, device)

@@ -1,0 +1,153 @@
+"""Cross-attention of packed texts in plain torch: keys and values gathered per text, texts padded, softmax written out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from blip_fast.reference.philox import philox
+from blip_fast.reference.row_groups import RowGroups
+
+BLOCK, SLOTS = 64, 16  # one Philox counter serves the keys {slot, slot + 16, slot + 32, slot + 48} of a block of 64
+
+
+def keep_mask(seed: Tensor, offset: Tensor, dropout_p: float, text_head: Tensor, position: Tensor, keys: int) -> Tensor:
+    """Which attention probabilities survive dropout: (..., keys) bool for ``text_head`` and ``position`` (...).
+
+    The number of key k is word ``k % 64 // 16`` at the counter ``(k // 64 * 16 + k % 16, position of the query in its text,
+    text * heads + head, offset)``; its high 24 bits are compared with ``dropout_p``.
+    """
+    blocks = -(-keys // BLOCK)
+    counter = torch.arange(blocks * SLOTS, device=position.device)
+    words = philox(seed, counter, position[..., None], text_head[..., None], offset)
+    drawn = torch.stack([torch.as_tensor(word) for word in words], dim=-1).unflatten(-2, (blocks, SLOTS))
+    in_order = drawn.transpose(-1, -2).flatten(-3)[..., :keys]
+    return (in_order >> 8) >= int(dropout_p * 2**24 + 0.5)
+
+
+def split_key_value(key: Tensor, value: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Keys and values, (B, L, H, D) each, where ``key`` may hold both: (B, L, 2, H, D)."""
+    if value is not None:
+        return key, value
+    return key.select(2, 0), key.select(2, 1)
+
+
+class _Texts:
+    """Packed rows (T, ...) as padded texts (S, N, ...) and back. The longest text is read from the device."""
+
+    def __init__(self, groups: RowGroups, images: int) -> None:
+        self.start, lengths = groups.cu_seqlens[:-1].long(), groups.cu_seqlens.diff()
+        self.text_of_row = groups.text_of_row.long()
+        self.inside = (groups.image_of_text >= 0) & (groups.image_of_text < images)
+        self.image = groups.image_of_text.where(self.inside, 0).long()
+        tokens, texts = self.text_of_row.shape[0], lengths.shape[0]
+        longest = int(lengths.max()) if texts and tokens and images else 0
+        self.position = torch.arange(longest, device=lengths.device)
+        self.row = (self.start[:, None] + self.position).clamp(max=tokens - 1)
+        text = torch.arange(texts, device=lengths.device)[:, None]
+        self.valid = (self.position < lengths[:, None]) & self.inside[:, None] & (self.text_of_row[self.row] == text)
+
+    def unpack(self, rows: Tensor) -> Tensor:
+        padded = rows[self.row]
+        return padded.where(_expand(self.valid, padded), 0)
+
+    def pack(self, padded: Tensor, fill: float) -> Tensor:
+        text = self.text_of_row.clamp(max=padded.shape[0] - 1)
+        position = torch.arange(text.shape[0], device=text.device) - self.start[text]
+        rows = padded[text, position.clamp(max=padded.shape[1] - 1)]
+        alive = (self.text_of_row < padded.shape[0]) & self.inside[text]
+        return rows.where(_expand(alive, rows), fill)
+
+
+def _expand(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.reshape(mask.shape + (1,) * (like.dim() - mask.dim()))
+
+
+class _Attention:
+    """The probabilities of one call, (S, H, N, L), before and after dropout."""
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        texts: _Texts,
+        image_lengths: Tensor | None,
+        seed: Tensor | None,
+        offset: Tensor | None,
+        dropout_p: float,
+        scale: float,
+    ) -> None:
+        self.scores = torch.einsum("snhd,slhd->shnl", texts.unpack(query), key[texts.image]) * scale
+        if image_lengths is not None:
+            masked = torch.arange(key.shape[1], device=key.device) >= image_lengths[texts.image][:, None]
+            self.scores = self.scores.masked_fill(masked[:, None, None], -torch.inf)
+        self.probability = torch.softmax(self.scores, dim=-1)
+        if image_lengths is not None:
+            self.probability = self.probability.masked_fill(masked[:, None, None], 0.0)
+        self.factor: Tensor | float = 1.0
+        if dropout_p > 0:
+            heads = torch.arange(key.shape[2], device=key.device)[:, None]
+            text = torch.arange(texts.image.shape[0], device=key.device)[:, None, None]
+            text_head = (text * heads.shape[0] + heads).expand(*self.scores.shape[:3])
+            position = texts.position.expand_as(text_head)
+            keep = keep_mask(seed, offset, dropout_p, text_head, position, key.shape[1])
+            self.factor = keep.to(key.dtype) / (1.0 - dropout_p)
+
+
+def cross_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None,
+    groups: Sequence[Tensor],
+    image_lengths: Tensor | None,
+    seed: Tensor | None,
+    offset: Tensor | None,
+    dropout_p: float,
+    scale: float,
+    tile_rows: int,
+) -> tuple[Tensor, Tensor]:
+    """Output (T, H, D) and log-sum-exp of the scaled scores (T, H); see `blip_fast.ops.cross_attention`."""
+    key, value = split_key_value(key, value)
+    texts = _Texts(RowGroups(*groups), key.shape[0])
+    lse_dtype = torch.promote_types(query.dtype, torch.float32)
+    if texts.row.numel() == 0:
+        return query.new_zeros(query.shape), query.new_full(query.shape[:2], -torch.inf, dtype=lse_dtype)
+    attention = _Attention(query, key, texts, image_lengths, seed, offset, dropout_p, scale)
+    lse = attention.scores.to(lse_dtype).logsumexp(-1).transpose(1, 2)
+    out = torch.einsum("shnl,slhd->snhd", attention.probability * attention.factor, value[texts.image])
+    return texts.pack(out, 0.0), texts.pack(lse, -torch.inf)
+
+
+def cross_attention_backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    groups: Sequence[Tensor],
+    image_lengths: Tensor | None,
+    seed: Tensor | None,
+    offset: Tensor | None,
+    dropout_p: float,
+    scale: float,
+    tile_rows: int,
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the query (T, H, D), and of keys and values together (B, L, 2, H, D)."""
+    key, value = split_key_value(key, value)
+    texts = _Texts(RowGroups(*groups), key.shape[0])
+    grad_key_value = key.new_zeros(key.shape[0], key.shape[1], 2, *key.shape[2:])
+    if texts.row.numel() == 0:
+        return query.new_zeros(query.shape), grad_key_value
+    attention = _Attention(query, key, texts, image_lengths, seed, offset, dropout_p, scale)
+    grad_out_padded = texts.unpack(grad_out)
+    grad_p = torch.einsum("snhd,slhd->shnl", grad_out_padded, value[texts.image]) * attention.factor
+    delta = (grad_out_padded * texts.unpack(out)).sum(-1).transpose(1, 2)[..., None]
+    grad_scores = attention.probability * (grad_p - delta) * scale
+    grad_query = texts.pack(torch.einsum("shnl,slhd->snhd", grad_scores, key[texts.image]), 0.0)
+    grad_key = torch.einsum("shnl,snhd->slhd", grad_scores, texts.unpack(query))
+    grad_value = torch.einsum("shnl,snhd->slhd", attention.probability * attention.factor, grad_out_padded)
+    per_text = torch.stack([grad_key, grad_value], dim=2)
+    return grad_query, grad_key_value.index_put((texts.image,), per_text, accumulate=True)

@@ -1,0 +1,174 @@
+// Cross-attention of packed texts to images: one task per image and head; an image's keys are read once for all its
+// texts.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <atomic>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "../common/dtypes.h"
+#include "attention_backward.h"
+#include "attention_forward.h"
+
+namespace blip_fast {
+namespace {
+
+using torch::stable::Tensor;
+
+const int32_t* int32s(const Tensor& tensor) { return static_cast<const int32_t*>(tensor.const_data_ptr()); }
+
+// Scalars that live in tensors, so that they can stay on a device elsewhere.
+uint64_t word(const std::optional<Tensor>& scalar) {
+  return scalar ? static_cast<uint64_t>(*static_cast<const int64_t*>(scalar->const_data_ptr())) : 0;
+}
+
+// RowGroups of blip_fast/reference/row_groups.py.
+struct Groups {
+  const int32_t *cu_seqlens, *rows, *bounds, *text_of_row;
+
+  explicit Groups(const std::vector<Tensor>& groups)
+      : cu_seqlens(int32s(groups[0])),
+        rows(int32s(groups[2])),
+        bounds(int32s(groups[3])),
+        text_of_row(int32s(groups[4])) {}
+};
+
+// Head `head` of image `image` of a (B, L, H, D) tensor.
+template <class T, class Pointer>
+Rows<T> head_of(Pointer data, const Tensor& tensor, int64_t image, int64_t head) {
+  return {static_cast<T*>(data) + image * tensor.stride(0) + head * tensor.stride(2), tensor.stride(1)};
+}
+
+// The same of a (T, H, D) tensor.
+template <class T, class Pointer>
+Rows<T> head_of(Pointer data, const Tensor& tensor, int64_t head) {
+  return {static_cast<T*>(data) + head * tensor.stride(1), tensor.stride(0)};
+}
+
+struct Call {
+  Tensor query, key, value;
+  Groups groups;
+  const int32_t* image_lengths;  // or null
+  AttentionSettings settings;
+  int64_t images, length;
+
+  // Without `value`, `key` holds both: (B, L, 2, H, D).
+  Call(const Tensor& query, const Tensor& key, const std::optional<Tensor>& value, const std::vector<Tensor>& tensors,
+       const std::optional<Tensor>& image_lengths, const std::optional<Tensor>& seed,
+       const std::optional<Tensor>& offset, double dropout_p, double scale)
+      : query(query),
+        key(value ? key : torch::stable::select(key, 2, 0)),
+        value(value ? *value : torch::stable::select(key, 2, 1)),
+        groups(tensors),
+        image_lengths(image_lengths ? int32s(*image_lengths) : nullptr),
+        settings{query.size(1),
+                 query.size(2),
+                 static_cast<float>(scale),
+                 false,
+                 AttentionDropout(dropout_p, word(seed), word(offset)),
+                 groups.text_of_row,
+                 groups.cu_seqlens},
+        images(key.size(0)),
+        length(key.size(1)) {}
+
+  // Texts of `image` and their keys; image == images: the rows without an image, which see no keys.
+  template <class T>
+  AttentionTask<T> task(int64_t image, int64_t head) const {
+    AttentionTask<T> task{};
+    const int32_t begin = groups.bounds[image];
+    task.rows = groups.rows + begin;
+    task.count = groups.bounds[image + 1] - begin;
+    task.head = head;
+    task.query = head_of<const T>(query.const_data_ptr(), query, head);
+    if (image == images) return task;
+    task.key = head_of<const T>(key.const_data_ptr(), key, image, head);
+    task.value = head_of<const T>(value.const_data_ptr(), value, image, head);
+    task.length = image_lengths ? std::clamp<int64_t>(image_lengths[image], 0, length) : length;
+    return task;
+  }
+};
+
+// Threads take tasks in turn, since images have different numbers of texts, and several heads of an image at a time,
+// since those lie side by side in memory.
+template <class F>
+void for_each_task(int64_t images, int64_t heads, const F& run) {
+  const int64_t tasks = (images + 1) * heads, threads = torch::stable::get_num_threads();
+  const int64_t chunk = std::clamp<int64_t>(tasks / (8 * threads), 1, std::max<int64_t>(heads, 1));
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, std::min(tasks, threads), 1, [&](int64_t, int64_t) {
+    Scratch scratch;
+    for (int64_t begin = next.fetch_add(chunk); begin < tasks; begin = next.fetch_add(chunk)) {
+      for (int64_t i = begin; i < std::min(begin + chunk, tasks); ++i) run(i / heads, i % heads, &scratch);
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor> cross_attention(Tensor query, Tensor key, std::optional<Tensor> value,
+                                           std::vector<Tensor> groups, std::optional<Tensor> image_lengths,
+                                           std::optional<Tensor> seed, std::optional<Tensor> offset, double dropout_p,
+                                           double scale, int64_t) {
+  const Call call(query, key, value, groups, image_lengths, seed, offset, dropout_p, scale);
+  Tensor out = torch::stable::new_empty(query, {query.size(0), query.size(1), query.size(2)});
+  Tensor lse = torch::stable::new_empty(query, {query.size(0), query.size(1)}, ScalarType::Float);
+  dispatch_float(query.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    for_each_task(call.images, call.settings.heads, [&](int64_t image, int64_t head, Scratch* scratch) {
+      ForwardTask<T> task{call.task<T>(image, head)};
+      task.out = head_of<T>(out.mutable_data_ptr(), out, head);
+      task.lse = head_of<float>(lse.mutable_data_ptr(), lse, head);
+      run_best<AttentionForward>(task, call.settings, scratch);
+    });
+  });
+  return {out, lse};
+}
+
+std::tuple<Tensor, Tensor> cross_attention_backward(Tensor grad_out, Tensor query, Tensor key,
+                                                    std::optional<Tensor> value, Tensor out, Tensor lse,
+                                                    std::vector<Tensor> groups, std::optional<Tensor> image_lengths,
+                                                    std::optional<Tensor> seed, std::optional<Tensor> offset,
+                                                    double dropout_p, double scale, int64_t) {
+  const Call call(query, key, value, groups, image_lengths, seed, offset, dropout_p, scale);
+  const int64_t heads = call.settings.heads, dim = call.settings.dim, length = call.length;
+  Tensor grad_query = torch::stable::new_empty(query, {query.size(0), heads, dim});
+  Tensor grad_key_value = torch::stable::new_empty(key, {call.images, length, 2, heads, dim});
+  dispatch_float(query.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    T* const grad_key = static_cast<T*>(grad_key_value.mutable_data_ptr());
+    for_each_task(call.images, heads, [&](int64_t image, int64_t head, Scratch* scratch) {
+      BackwardTask<T> task{call.task<T>(image, head)};
+      task.out = head_of<const T>(out.const_data_ptr(), out, head);
+      task.lse = head_of<const float>(lse.const_data_ptr(), lse, head);
+      task.grad_out = head_of<const T>(grad_out.const_data_ptr(), grad_out, head);
+      task.grad_query = head_of<T>(grad_query.mutable_data_ptr(), grad_query, head);
+      if (image < call.images) {
+        task.keys = length;
+        task.grad_key = {grad_key + ((image * length * 2) * heads + head) * dim, 2 * heads * dim};
+        task.grad_value = {task.grad_key.data + heads * dim, 2 * heads * dim};
+      }
+      run_best<AttentionBackward>(task, call.settings, scratch);
+    });
+  });
+  return {grad_query, grad_key_value};
+}
+
+}  // namespace
+}  // namespace blip_fast
+
+STABLE_TORCH_LIBRARY_FRAGMENT(blip_fast_native, m) {
+  m.def(
+      "cross_attention(Tensor query, Tensor key, Tensor? value, Tensor[] groups, Tensor? image_lengths, Tensor? seed, "
+      "Tensor? offset, float dropout_p, float scale, int tile_rows) -> (Tensor, Tensor)");
+  m.def(
+      "cross_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor? value, Tensor out, Tensor lse, "
+      "Tensor[] groups, Tensor? image_lengths, Tensor? seed, Tensor? offset, float dropout_p, float scale, int "
+      "tile_rows) "
+      "-> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(blip_fast_native, CPU, m) {
+  m.impl("cross_attention", TORCH_BOX(&blip_fast::cross_attention));
+  m.impl("cross_attention_backward", TORCH_BOX(&blip_fast::cross_attention_backward));
+}

@@ -1,0 +1,61 @@
+// Single-precision matrix products at the rate of the fused multiply-add units, for operations that fuse work around
+// them.
+//
+// C (rows x columns) = A (rows x depth) B (depth x columns). B is packed into panels of 32 columns, zero padded; A is
+// read where it lies, with any strides. A caller passes up to about 128 rows at a time, so that they stay in the
+// second-level cache. Sums are taken over 128 products, then over those sums, in order: more accurate than one long
+// sum, and the result depends neither on the tiling (depths split at multiples of 128) nor on the number of threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+
+#include "../common/dtypes.h"
+#include "../common/macros.h"
+
+namespace blip_fast {
+
+constexpr int64_t kPanelColumns = 32;
+
+inline int64_t panel_count(int64_t columns) { return (columns + kPanelColumns - 1) / kPanelColumns; }
+inline int64_t padded_to_panels(int64_t columns) { return panel_count(columns) * kPanelColumns; }
+
+// Element (i, k) of A is data[i * row_stride + k * depth_stride].
+struct Operand {
+  const float* data;
+  int64_t row_stride;
+  int64_t depth_stride;
+};
+
+// c[i * c_stride + j] = sum_k A(i, k) panel[k * 32 + j], added to c where `accumulate`; j runs over all 32 columns.
+void multiply_panel(Operand a, int64_t rows, int64_t depth, const float* panel, float* c, int64_t c_stride,
+                    bool accumulate);
+
+// Uninitialised floats on a cache line.
+struct Free {
+  void operator()(float* data) const { std::free(data); }
+};
+using FloatBuffer = std::unique_ptr<float[], Free>;
+
+inline FloatBuffer float_buffer(int64_t count) {
+  const size_t bytes = (static_cast<size_t>(count) * sizeof(float) + 63) / 64 * 64;
+  auto* data = static_cast<float*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64)));
+  STD_TORCH_CHECK(data != nullptr, "out of memory: ", bytes, " bytes of scratch");
+  return FloatBuffer(data);
+}
+
+// One panel from rows of B: 32 (or `columns`) consecutive elements of each.
+template <class T>
+BLIP_FAST_MULTIVERSION void pack_panel(const T* b, int64_t stride, int64_t depth, int64_t columns, float* panel) {
+  for (int64_t k = 0; k < depth; ++k, b += stride, panel += kPanelColumns) {
+    if (columns == kPanelColumns) {
+      for (int64_t j = 0; j < kPanelColumns; ++j) panel[j] = static_cast<float>(b[j]);
+    } else {
+      for (int64_t j = 0; j < kPanelColumns; ++j) panel[j] = j < columns ? static_cast<float>(b[j]) : 0.0f;
+    }
+  }
+}
+
+}  // namespace blip_fast

@@ -1,0 +1,433 @@
+// Cross-entropy of a linear layer without its logits: three products of the counted rows, 2 T C V FLOPs each.
+//
+//   logits[v, r] = weight[v] . hidden[r] + bias[v]          D[v, r] = (softmax - target)[v, r] * grad_losses[r]
+//   grad_hidden  = D^T weight                                grad_weight = D hidden
+//
+// Forward walks blocks of the vocabulary; a tile of logits lives in the first-level cache while its statistics are
+// taken. The memory of grad_weight, (V, C), meanwhile holds the transposed logits of the first C counted rows, so that
+// backward needs no fourth product: it turns them, 1,024 words of the vocabulary at a time, into D and then into the
+// gradient.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cmath>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "../common/dtypes.h"
+#include "../common/exp.h"
+#include "gemm.h"
+
+namespace blip_fast {
+namespace {
+
+using torch::stable::Tensor;
+
+constexpr int64_t kBlock = 128;   // rows of a product that stay in the second-level cache
+constexpr int64_t kChunk = 1024;  // words of the vocabulary whose D is held at a time
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+template <class F>
+void parallel(int64_t tasks, const F& f) {
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) f(task);
+  });
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The rows that count, in order.
+struct Counted {
+  std::vector<int64_t> row, label;
+
+  Counted(const Tensor& labels, int64_t ignore_index, int64_t vocabulary) {
+    const auto* label_of = static_cast<const int64_t*>(labels.const_data_ptr());
+    for (int64_t t = 0; t < labels.numel(); ++t) {
+      if (label_of[t] == ignore_index) continue;
+      STD_TORCH_CHECK(label_of[t] >= 0 && label_of[t] < vocabulary, "labels[", t, "] is ", label_of[t],
+                      "; expected a word below ", vocabulary, " or ignore_index = ", ignore_index);
+      row.push_back(t);
+      label.push_back(label_of[t]);
+    }
+  }
+  int64_t size() const { return static_cast<int64_t>(row.size()); }
+};
+
+template <class T>
+struct Layer {
+  const T *hidden, *weight, *bias;  // (T, C), (V, C), (V) or null
+  int64_t width, vocabulary;        // C, V
+
+  Layer(const Tensor& h, const Tensor& w, const std::optional<Tensor>& b)
+      : hidden(static_cast<const T*>(h.const_data_ptr())),
+        weight(static_cast<const T*>(w.const_data_ptr())),
+        bias(b ? static_cast<const T*>(b->const_data_ptr()) : nullptr),
+        width(w.size(1)),
+        vocabulary(w.size(0)) {}
+};
+
+template <class From, class To>
+BLIP_FAST_MULTIVERSION void convert(const From* from, int64_t count, To* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<To>(from[i]);
+}
+
+// Panels over the counted rows of hidden^T (C x n), the right operand of the logits.
+template <class T>
+FloatBuffer pack_hidden_transposed(const Layer<T>& layer, const Counted& counted) {
+  const int64_t width = layer.width;
+  FloatBuffer panels = float_buffer(panel_count(counted.size()) * width * kPanelColumns);
+  parallel(panel_count(counted.size()), [&](int64_t p) {
+    float* panel = panels.get() + p * width * kPanelColumns;
+    for (int64_t j = 0; j < kPanelColumns; ++j) {
+      const int64_t r = p * kPanelColumns + j;
+      const T* row = r < counted.size() ? layer.hidden + counted.row[r] * width : nullptr;
+      for (int64_t c = 0; c < width; ++c) panel[c * kPanelColumns + j] = row ? static_cast<float>(row[c]) : 0.0f;
+    }
+  });
+  return panels;
+}
+
+// Panels over the width of the counted rows of hidden (n x C), the right operand of grad_weight.
+template <class T>
+FloatBuffer pack_hidden(const Layer<T>& layer, const Counted& counted) {
+  FloatBuffer panels = float_buffer(padded_to_panels(layer.width) * counted.size());
+  parallel(panel_count(layer.width), [&](int64_t p) {
+    const int64_t columns = std::min(kPanelColumns, layer.width - p * kPanelColumns);
+    float* panel = panels.get() + p * kPanelColumns * counted.size();
+    for (int64_t r = 0; r < counted.size(); ++r, panel += kPanelColumns) {
+      pack_panel(layer.hidden + counted.row[r] * layer.width + p * kPanelColumns, 0, 1, columns, panel);
+    }
+  });
+  return panels;
+}
+
+// Rows [begin, begin + count) of the weight in fp32: where they lie, or converted into `scratch`.
+template <class T>
+Operand weight_rows(const Layer<T>& layer, int64_t begin, int64_t count, FloatBuffer& scratch) {
+  const T* rows = layer.weight + begin * layer.width;
+  if constexpr (std::is_same_v<T, float>) return {rows, layer.width, 1};
+  if (!scratch) scratch = float_buffer(kBlock * layer.width);
+  convert(rows, count * layer.width, scratch.get());
+  return {scratch.get(), layer.width, 1};
+}
+
+template <class T>
+BLIP_FAST_MULTIVERSION void add_bias(const T* bias, int64_t rows, float* tile, int64_t stride) {
+  for (int64_t i = 0; bias && i < rows; ++i) {
+    const float b = static_cast<float>(bias[i]);
+    for (int64_t j = 0; j < kPanelColumns; ++j) tile[i * stride + j] += b;
+  }
+}
+
+// Stores the tile, and rounds it to what was stored: backward must see the logits that the statistics are of.
+template <class T>
+BLIP_FAST_MULTIVERSION void store_logits(float* tile, int64_t rows, int64_t columns, T* out, int64_t stride) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) {
+      const T stored = static_cast<T>(tile[i * kPanelColumns + j]);
+      out[i * stride + j] = stored;
+      tile[i * kPanelColumns + j] = static_cast<float>(stored);
+    }
+  }
+}
+
+// Per column of a tile: maximum, sum of exp(x - maximum), sum of x.
+struct Statistics {
+  float maximum[kPanelColumns], exponentials[kPanelColumns], total[kPanelColumns];
+};
+
+BLIP_FAST_MULTIVERSION void take_statistics(const float* tile, int64_t rows, Statistics& out) {
+  float reference[kPanelColumns];
+  for (int64_t j = 0; j < kPanelColumns; ++j) {
+    out.maximum[j] = -kInfinity;
+    out.exponentials[j] = out.total[j] = 0.0f;
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    const float* x = tile + i * kPanelColumns;
+    for (int64_t j = 0; j < kPanelColumns; ++j) {
+      out.maximum[j] = x[j] > out.maximum[j] ? x[j] : out.maximum[j];
+      out.total[j] += x[j];
+    }
+  }
+  for (int64_t j = 0; j < kPanelColumns; ++j) reference[j] = out.maximum[j] == -kInfinity ? 0.0f : out.maximum[j];
+  for (int64_t i = 0; i < rows; ++i) {
+    const float* x = tile + i * kPanelColumns;
+    for (int64_t j = 0; j < kPanelColumns; ++j) out.exponentials[j] += exp_fp32(x[j] - reference[j]);
+  }
+}
+
+// Combines the blocks' statistics of counted row r: its log-sum-exp, and the sum of its logits.
+std::pair<float, float> combine(const std::vector<Statistics>& statistics, int64_t blocks, int64_t panels, int64_t r) {
+  const int64_t p = r / kPanelColumns, j = r % kPanelColumns;
+  float maximum = -kInfinity;
+  for (int64_t b = 0; b < blocks; ++b) maximum = std::max(maximum, statistics[b * panels + p].maximum[j]);
+  float sum = 0.0f, total = 0.0f;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const Statistics& block = statistics[b * panels + p];
+    sum += block.exponentials[j] * std::exp(block.maximum[j] - maximum);
+    total += block.total[j];
+  }
+  return {maximum + std::log(sum), total};
+}
+
+template <class T>
+void forward(const Layer<T>& layer, const Counted& counted, float smoothing, T* logits, float* losses, float* lse) {
+  const int64_t n = counted.size(), panels = panel_count(n), blocks = ceil_div(layer.vocabulary, kBlock);
+  const FloatBuffer hidden = pack_hidden_transposed(layer, counted);
+  std::vector<Statistics> statistics(blocks * panels);
+  std::vector<float> at_label(n);
+  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    FloatBuffer scratch;
+    const FloatBuffer tile = float_buffer(kBlock * kPanelColumns);
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t word = block * kBlock, rows = std::min(kBlock, layer.vocabulary - word);
+      const Operand weight = weight_rows(layer, word, rows, scratch);
+      for (int64_t p = 0; p < panels; ++p) {
+        const int64_t first = p * kPanelColumns, columns = std::min(kPanelColumns, n - first);
+        multiply_panel(weight, rows, layer.width, hidden.get() + first * layer.width, tile.get(), kPanelColumns, false);
+        add_bias(layer.bias ? layer.bias + word : nullptr, rows, tile.get(), kPanelColumns);
+        const int64_t kept = logits ? std::min(columns, layer.width - first) : 0;
+        if (kept > 0) store_logits(tile.get(), rows, kept, logits + word * layer.width + first, layer.width);
+        take_statistics(tile.get(), rows, statistics[block * panels + p]);
+        for (int64_t j = 0; j < columns; ++j) {
+          const int64_t i = counted.label[first + j] - word;
+          if (i >= 0 && i < rows) at_label[first + j] = tile[i * kPanelColumns + j];
+        }
+      }
+    }
+  });
+  for (int64_t r = 0; r < n; ++r) {
+    const auto [row_lse, total] = combine(statistics, blocks, panels, r);
+    float loss = row_lse - (1.0f - smoothing) * at_label[r];
+    if (smoothing > 0.0f) loss -= smoothing / static_cast<float>(layer.vocabulary) * total;
+    losses[counted.row[r]] = loss;
+    lse[counted.row[r]] = row_lse;
+  }
+}
+
+// What turns a logit into D, per counted row, zero padded.
+struct RowFactors {
+  FloatBuffer lse, grad;
+};
+
+RowFactors row_factors(const Counted& counted, const float* lse, const float* grad_losses) {
+  const int64_t padded = padded_to_panels(counted.size());
+  RowFactors factors{float_buffer(padded), float_buffer(padded)};
+  for (int64_t r = 0; r < padded; ++r) {
+    factors.lse[r] = r < counted.size() ? lse[counted.row[r]] : 0.0f;
+    factors.grad[r] = r < counted.size() ? grad_losses[counted.row[r]] : 0.0f;
+  }
+  return factors;
+}
+
+// d = (softmax - uniform) * grad for the logits x; the label's share is taken off later.
+template <class X>
+BLIP_FAST_MULTIVERSION void softmax_gradient(const X* x, int64_t columns, const float* lse, const float* grad,
+                                             float uniform, float* d) {
+  for (int64_t j = 0; j < columns; ++j) d[j] = (exp_fp32(static_cast<float>(x[j]) - lse[j]) - uniform) * grad[j];
+}
+
+BLIP_FAST_MULTIVERSION float sum(const float* x, int64_t count) {
+  float lanes[16] = {};
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) {
+    for (int64_t j = 0; j < 16; ++j) lanes[j] += x[i + j];
+  }
+  float result = 0.0f;
+  for (; i < count; ++i) result += x[i];
+  for (const float lane : lanes) result += lane;
+  return result;
+}
+
+template <class T>
+class Backward {
+ public:
+  Backward(const Layer<T>& layer, const Counted& counted, RowFactors factors, float smoothing, T* logits)
+      : layer_(layer), counted_(counted), factors_(std::move(factors)), smoothing_(smoothing), logits_(logits) {
+    const int64_t n = counted.size();
+    padded_ = padded_to_panels(layer.width);
+    kept_ = logits == nullptr ? 0 : std::min(n, layer.width);
+    // An odd number of cache lines: columns of D then spread over all sets of the cache.
+    stride_ = padded_to_panels(n) + 16;
+    if (kept_ < n) hidden_transposed_ = pack_hidden_transposed(layer, counted);
+    d_ = float_buffer(std::min(kChunk, layer.vocabulary) * stride_);
+  }
+
+  // Null pointers: that gradient is not wanted. grad_weight may be the kept logits.
+  void run(T* grad_hidden, T* grad_weight, T* grad_bias) {
+    if (grad_weight) hidden_ = pack_hidden(layer_, counted_);
+    if (grad_hidden) weight_ = float_buffer(std::min(kChunk, layer_.vocabulary) * padded_);
+    if (grad_hidden) sum_hidden_ = float_buffer(size() * padded_);
+    const int64_t panels = panel_count(layer_.width), row_blocks = ceil_div(size(), kBlock);
+    for (int64_t word = 0; word < layer_.vocabulary; word += kChunk) {
+      const int64_t words = std::min(kChunk, layer_.vocabulary - word);
+      const int64_t d_tasks = ceil_div(words, kRows), pack_tasks = grad_hidden ? panels : 0;
+      parallel(d_tasks + pack_tasks, [&](int64_t task) {
+        if (task < d_tasks)
+          return gradient_of_logits(word + task * kRows, std::min(kRows, words - task * kRows),
+                                    d_.get() + task * kRows * stride_, grad_bias);
+        pack_weight(word, words, (task - d_tasks) * kPanelColumns);
+      });
+      const int64_t weight_tasks = grad_weight ? ceil_div(words, kBlock) * panels : 0;
+      const int64_t hidden_tasks = grad_hidden ? row_blocks * panels : 0;
+      parallel(weight_tasks + hidden_tasks, [&](int64_t task) {
+        if (task < weight_tasks) {
+          return weight_tile(words, task / panels * kBlock, task % panels * kPanelColumns,
+                             grad_weight + word * layer_.width);
+        }
+        hidden_tile(word, words, (task - weight_tasks) / panels * kBlock, task % panels * kPanelColumns);
+      });
+    }
+    for (int64_t r = 0; grad_hidden && r < size(); ++r) {
+      convert(sum_hidden_.get() + r * padded_, layer_.width, grad_hidden + counted_.row[r] * layer_.width);
+    }
+  }
+
+ private:
+  static constexpr int64_t kRows = 32;
+
+  int64_t size() const { return counted_.size(); }
+
+  // d[i, r] for word + i.
+  void gradient_of_logits(int64_t word, int64_t rows, float* d, T* grad_bias) {
+    const float uniform = smoothing_ / static_cast<float>(layer_.vocabulary);
+    if (kept_ < size()) recompute(word, rows, uniform, d);
+    for (int64_t i = 0; i < rows && kept_ > 0; ++i) {
+      const T* x = logits_ + (word + i) * layer_.width;
+      softmax_gradient(x, kept_, factors_.lse.get(), factors_.grad.get(), uniform, d + i * stride_);
+    }
+    for (int64_t r = 0; r < size(); ++r) {
+      const int64_t i = counted_.label[r] - word;
+      if (i >= 0 && i < rows) d[i * stride_ + r] -= (1.0f - smoothing_) * factors_.grad[r];
+    }
+    for (int64_t i = 0; grad_bias && i < rows; ++i) grad_bias[word + i] = static_cast<T>(sum(d + i * stride_, size()));
+  }
+
+  void recompute(int64_t word, int64_t rows, float uniform, float* d) {
+    FloatBuffer scratch;
+    const Operand weight = weight_rows(layer_, word, rows, scratch);
+    for (int64_t p = kept_ / kPanelColumns; p < panel_count(size()); ++p) {
+      const int64_t r = p * kPanelColumns;
+      const float* panel = hidden_transposed_.get() + r * layer_.width;
+      multiply_panel(weight, rows, layer_.width, panel, d + r, stride_, false);
+      add_bias(layer_.bias ? layer_.bias + word : nullptr, rows, d + r, stride_);
+      for (int64_t i = 0; i < rows; ++i) {
+        float* x = d + i * stride_ + r;
+        softmax_gradient(x, kPanelColumns, factors_.lse.get() + r, factors_.grad.get() + r, uniform, x);
+      }
+    }
+  }
+
+  // out (words x C) = D hidden, the 128 x 32 tile at (first, column)
+  void weight_tile(int64_t words, int64_t first, int64_t column, T* out) {
+    const int64_t rows = std::min(kBlock, words - first), columns = std::min(kPanelColumns, layer_.width - column);
+    alignas(64) float tile[kBlock * kPanelColumns];
+    const Operand d{d_.get() + first * stride_, stride_, 1};
+    multiply_panel(d, rows, size(), hidden_.get() + column * size(), tile, kPanelColumns, false);
+    for (int64_t i = 0; i < rows; ++i) {
+      convert(tile + i * kPanelColumns, columns, out + (first + i) * layer_.width + column);
+    }
+  }
+
+  void pack_weight(int64_t word, int64_t words, int64_t column) {
+    const int64_t columns = std::min(kPanelColumns, layer_.width - column);
+    const T* from = layer_.weight + word * layer_.width + column;
+    pack_panel(from, layer_.width, words, columns, weight_.get() + column * words);
+  }
+
+  // sum_hidden (n x C) += D^T weight[word : word + words], the 128 x 32 tile at (r, column)
+  void hidden_tile(int64_t word, int64_t words, int64_t r, int64_t column) {
+    const Operand d{d_.get() + r, 1, stride_};
+    float* out = sum_hidden_.get() + r * padded_ + column;
+    const float* panel = weight_.get() + column * words;
+    multiply_panel(d, std::min(kBlock, size() - r), words, panel, out, padded_, word > 0);
+  }
+
+  const Layer<T>& layer_;
+  const Counted& counted_;
+  RowFactors factors_;
+  float smoothing_;
+  T* logits_;                                        // (V, C): logits[v, r] of counted row r < C, or null
+  int64_t kept_;                                     // rows whose logits are there; the others are multiplied again
+  int64_t stride_;                                   // of d_
+  int64_t padded_;                                   // C, in whole panels
+  FloatBuffer d_;                                    // (chunk of words, n)
+  FloatBuffer sum_hidden_;                           // (n, padded)
+  FloatBuffer hidden_transposed_, hidden_, weight_;  // panels
+};
+
+void check(const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& labels) {
+  const bool contiguous =
+      hidden.is_contiguous() && weight.is_contiguous() && labels.is_contiguous() && (!bias || bias->is_contiguous());
+  STD_TORCH_CHECK(contiguous, "hidden, weight, bias or labels is not contiguous; expected contiguous tensors");
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy(Tensor hidden, Tensor weight, std::optional<Tensor> bias,
+                                                        Tensor labels, double label_smoothing, int64_t ignore_index,
+                                                        bool keep_logits) {
+  check(hidden, weight, bias, labels);
+  const Counted counted(labels, ignore_index, weight.size(0));
+  const int64_t rows = labels.numel();
+  Tensor losses = torch::stable::new_zeros(hidden, {rows}, ScalarType::Float);
+  Tensor lse = torch::stable::new_zeros(hidden, {rows}, ScalarType::Float);
+  Tensor logits = keep_logits ? torch::stable::empty_like(weight) : torch::stable::new_empty(weight, {0});
+  dispatch_float(hidden.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    forward<T>(Layer<T>(hidden, weight, bias), counted, static_cast<float>(label_smoothing),
+               keep_logits ? static_cast<T*>(logits.mutable_data_ptr()) : nullptr,
+               static_cast<float*>(losses.mutable_data_ptr()), static_cast<float*>(lse.mutable_data_ptr()));
+  });
+  return {losses, lse, logits};
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(Tensor grad_losses, Tensor hidden, Tensor weight,
+                                                                 std::optional<Tensor> bias, Tensor labels, Tensor lse,
+                                                                 Tensor logits, double label_smoothing,
+                                                                 int64_t ignore_index, bool need_hidden,
+                                                                 bool need_weight, bool need_bias) {
+  check(hidden, weight, bias, labels);
+  const Counted counted(labels, ignore_index, weight.size(0));
+  const bool kept = logits.numel() > 0;
+  const auto zeros = [&](bool wanted, const Tensor& like) {
+    return wanted ? torch::stable::new_zeros(like, like.sizes()) : torch::stable::new_empty(like, {0});
+  };
+  Tensor grad_hidden = zeros(need_hidden, hidden), grad_bias = zeros(need_bias, bias ? *bias : labels);
+  const bool allocate = need_weight && !kept;
+  Tensor grad_weight = allocate ? torch::stable::empty_like(weight) : torch::stable::new_empty(weight, {0});
+  dispatch_float(hidden.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    const auto data = [](Tensor& t) { return static_cast<T*>(t.mutable_data_ptr()); };
+    const Layer<T> layer(hidden, weight, bias);
+    T* out = !need_weight ? nullptr : data(kept ? logits : grad_weight);
+    if (counted.size() == 0) {
+      if (out) std::fill_n(out, weight.numel(), T(0.0f));
+      return;
+    }
+    RowFactors factors = row_factors(counted, static_cast<const float*>(lse.const_data_ptr()),
+                                     static_cast<const float*>(grad_losses.const_data_ptr()));
+    Backward<T> backward(layer, counted, std::move(factors), static_cast<float>(label_smoothing),
+                         kept ? data(logits) : nullptr);
+    backward.run(need_hidden ? data(grad_hidden) : nullptr, out, need_bias ? data(grad_bias) : nullptr);
+  });
+  return {grad_hidden, grad_weight, grad_bias};
+}
+
+}  // namespace
+}  // namespace blip_fast
+
+STABLE_TORCH_LIBRARY_FRAGMENT(blip_fast_native, m) {
+  m.def(
+      "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor labels, float label_smoothing, "
+      "int ignore_index, bool keep_logits) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "linear_cross_entropy_backward(Tensor grad_losses, Tensor hidden, Tensor weight, Tensor? bias, Tensor labels, "
+      "Tensor lse, Tensor(a!) logits, float label_smoothing, int ignore_index, bool need_hidden, bool need_weight, "
+      "bool need_bias) -> (Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(blip_fast_native, CPU, m) {
+  m.impl("linear_cross_entropy", TORCH_BOX(&blip_fast::linear_cross_entropy));
+  m.impl("linear_cross_entropy_backward", TORCH_BOX(&blip_fast::linear_cross_entropy_backward));
+}

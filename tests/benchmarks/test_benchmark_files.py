@@ -1,0 +1,39 @@
+"""Every benchmark file of the repository: its cases can be declared, and its variants are right, at tiny size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.check import check_variants
+from benchmarks.discovery import discover
+from benchmarks.job import Setting
+from blip_fast.config import BlipConfig
+
+BENCHMARKS, BROKEN = discover()
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny tensors: on a busy machine a second thread costs more than it brings
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_all_files_can_be_imported():
+    assert not BROKEN
+    assert {"momentum", "enqueue"} <= {benchmark.name for benchmark in BENCHMARKS}
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=lambda benchmark: benchmark.name)
+def test_every_available_variant_is_right(benchmark, monkeypatch):
+    monkeypatch.setattr(BlipConfig, "base", BlipConfig.tiny)
+    cases = list(benchmark.cases(Setting(DEVICE, quick=False)))
+    assert cases
+    for case in cases:
+        rows = check_variants(case, [variant for variant in case.variants if variant.unavailable is None])
+        assert {name: row.reason for name, row in rows.items() if row.status != "ok"} == {}
+        assert case.baseline.unavailable is None
+        assert case.flops or case.bytes

@@ -1,0 +1,106 @@
+"""``python -m benchmarks`` on benchmark files in a temporary folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import results, worker
+from benchmarks.__main__ import main
+from benchmarks.discovery import discover
+from benchmarks.environment import REPOSITORY
+from benchmarks.job import Setting
+from tests.benchmarks.common import CPU
+
+HEAD = '"""{summary}"""\nimport os\nfrom benchmarks.job import Case, Variant\nfrom tests.benchmarks.common import small_case\n'
+GOOD = HEAD + "def cases(setting):\n    yield small_case()\n"
+WRONG = (
+    HEAD
+    + "PLACE = 2\ndef cases(setting):\n    peer = Variant('peer', None, unavailable='peer is not installed')\n"
+    + "    yield small_case(Variant('wrong', lambda x: 3 * x), peer)\n"
+)
+KILLED = HEAD + "PLACE = 1\ndef cases(setting):\n    yield small_case()\n    os.kill(os.getpid(), 9)\n"
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "ops").mkdir()
+    return tmp_path
+
+
+def add(root, name: str, text: str) -> None:
+    path = root / f"{name}.py"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text.format(summary=f"About {path.stem}."))
+
+
+def test_discovery(root):
+    add(root, "ops/good", GOOD)
+    add(root, "ops/wrong", WRONG)
+    add(root, "models/killed", KILLED)
+    add(root, "ops/helper", "VALUE = 1\n")
+    add(root, "ops/broken", "import no_such_module\n")
+    found, broken = discover(root)
+    assert [benchmark.name for benchmark in found] == ["killed", "wrong", "good"]  # by their PLACE
+    assert found[2].summary == "About good."
+    assert len(broken) == 1
+    assert "ops/broken.py" in broken[0]
+    assert "no_such_module" in broken[0]
+
+
+def test_a_wrong_answer_and_a_crash_fail_the_run_and_keep_the_rest(root):
+    add(root, "ops/wrong", WRONG)
+    add(root, "ops/killed", KILLED)
+    json_file = root / "results.json"
+    command = [sys.executable, "-m", "benchmarks", "--device", "cpu", "--root", str(root), "--json", str(json_file)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*command, "--tests-failed"], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1, run.stdout + run.stderr
+    document = results.read(json_file)
+    assert [case.benchmark for case in document.cases] == ["killed", "wrong"]
+    assert document.failures == ["killed: its process ended with SIGKILL"]
+    assert document.tests_passed is False
+    statuses = {row.variant: row.status for case in document.cases for row in case.rows}
+    assert statuses == {"x + x": "ok", "ours": "ok", "wrong": "wrong", "peer": "unavailable"}
+    for words in ("peer: unavailable: peer is not installed", "FAILED killed", "FAILED wrong", "did not pass"):
+        assert words in run.stdout
+
+
+def test_a_right_run_ends_well(root, monkeypatch):
+    add(root, "ops/good", GOOD)
+    monkeypatch.setattr("benchmarks.__main__.run_in_child", lambda *_: ([], []))
+    result = CliRunner().invoke(main, ["--device", "cpu", "--root", str(root)])
+    assert result.exit_code == 0, result.output
+
+
+def test_benchmarks_without_time_left_count_as_failed(root):
+    add(root, "ops/good", GOOD)
+    result = CliRunner().invoke(main, ["--device", "cpu", "--root", str(root), "--time-limit", "0"])
+    assert result.exit_code == 1
+    assert "good: not run, no time was left" in result.output
+
+
+def test_a_benchmark_that_hangs_is_stopped(root):
+    add(root, "ops/hangs", HEAD + "import time\ndef cases(setting):\n    time.sleep(600)\n")
+    (hangs,), _ = discover(root)
+    assert worker.run_in_child(hangs, Setting(CPU), seconds=0.5) == ([], ["hangs: stopped after 0 s"])
+
+
+def test_names_are_checked(root):
+    add(root, "ops/good", GOOD)
+    result = CliRunner().invoke(main, ["--root", str(root), "goood"])
+    assert result.exit_code == 2
+    assert "did you mean 'good'?" in result.output
+
+
+def test_list_names_the_benchmarks(root):
+    add(root, "ops/good", GOOD)
+    result = CliRunner().invoke(main, ["--root", str(root), "--list"])
+    assert result.exit_code == 0
+    assert result.output.split() == ["good", "About", "good."]

@@ -1,0 +1,67 @@
+"""Packed texts: the layout, selection, labels, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from blip_fast.models.packing import IGNORED, pack
+
+IDS = torch.tensor([[101, 7, 8, 102, 0], [101, 102, 0, 0, 0], [101, 5, 6, 9, 102]])
+MASK = (IDS != 0).long()
+
+
+@pytest.fixture(params=[True, False])
+def texts(request, monkeypatch):
+    if not request.param:
+        monkeypatch.setattr("blip_fast.models.packing._on_host", lambda tensor: False)
+    packed = pack(IDS, MASK)
+    assert packed.exact == request.param
+    return packed
+
+
+def test_layout(texts):
+    assert texts.cu_seqlens.tolist() == [0, 4, 6, 11]
+    assert texts.input_ids[:11].tolist() == [101, 7, 8, 102, 101, 102, 101, 5, 6, 9, 102]
+    assert texts.positions[:11].tolist() == [0, 1, 2, 3, 0, 1, 0, 1, 2, 3, 4]
+    assert texts.max_length == 5
+    assert len(texts) == 3
+    assert texts.with_first_token(1).input_ids[texts.first_rows].tolist() == [1, 1, 1]
+
+
+def test_unpack_inverts_pack(texts):
+    assert torch.equal(texts.unpack(texts.input_ids), IDS)
+    values = torch.randn(texts.input_ids.shape[0], 3)
+    padded = texts.unpack(values)
+    assert torch.equal(padded[MASK.bool()], values[:11])
+    assert padded[~MASK.bool()].abs().sum() == 0
+    assert torch.equal(padded.flatten(0, 1)[texts.packed_rows()][:11], values[:11])
+
+
+def test_labels(texts):
+    labels = texts.next_tokens()[:11].tolist()
+    assert labels == [7, 8, 102, IGNORED, 102, IGNORED, 5, 6, 9, 102, IGNORED]
+    assert texts.next_tokens()[11:].tolist() == [IGNORED] * (texts.input_ids.shape[0] - 11)
+    assert texts.next_tokens(3)[:4].tolist() == [IGNORED, IGNORED, 102, IGNORED]
+
+
+def test_selection_repeats_and_reorders(texts):
+    chosen = texts.select(torch.tensor([2, 0, 0, 1]), 20)
+    assert chosen.cu_seqlens.tolist() == [0, 5, 9, 13, 15]
+    assert chosen.input_ids[:15].tolist() == [101, 5, 6, 9, 102, 101, 7, 8, 102, 101, 7, 8, 102, 101, 102]
+    assert chosen.positions[:15].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+
+
+def test_packed_texts_pass_through(texts):
+    assert pack(texts) is texts
+
+
+def test_without_a_mask_all_tokens_count():
+    assert pack(IDS).cu_seqlens.tolist() == [0, 5, 10, 15]
+
+
+def test_refuses_other_shapes():
+    with pytest.raises(ValueError, match=r"input_ids has shape \(5,\); expected \(S, N\)"):
+        pack(IDS[0])
+    with pytest.raises(ValueError, match="attention_mask has shape"):
+        pack(IDS, MASK[:2])
