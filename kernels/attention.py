@@ -57,7 +57,7 @@ def keep_mask(seed, offset, threshold, b_position, b_text_head, start, BLOCK_N: 
 
 @triton.jit
 def rows_of_tile(p_rows, p_bounds, p_tiles, program, B, TILE_ROWS: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Image, rows (M,) and their mask for a program that takes BLOCK_M rows of a tile of TILE_ROWS; image > B: nothing to do."""
+    """Image, rows (M,) and their mask for a program that takes BLOCK_M rows of a tile; image > B: nothing to do."""
     p_tile = p_tiles + program // (TILE_ROWS // BLOCK_M) * 2
     image = tl.load(p_tile).to(tl.int64)
     place = tl.load(p_tile + 1) + program % (TILE_ROWS // BLOCK_M) * BLOCK_M

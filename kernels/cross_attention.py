@@ -1,8 +1,9 @@
 """Cross-attention of packed texts, forward: ``out = softmax(query key^T * scale) value`` with keys of the text's image.
 
-One program per tile of rows of one image and per head, so that an image's keys and values are read once for all its texts as
-long as their rows fit in a tile. Reads K and V once (4 B L H D bytes in bf16), does 4 T L H D FLOPs. Where tiles are too few to fill the
-GPU (decoding), the keys are split among programs as well and a second kernel merges the parts in a fixed order.
+One program per tile of rows of one image and per head, so that an image's keys and values are read once for all its
+texts as long as their rows fit in a tile. Reads K and V once (4 B L H D bytes in bf16), does 4 T L H D FLOPs. Where
+tiles are too few to fill the GPU (decoding), the keys are split among programs as well and a second kernel merges the
+parts in a fixed order.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from blip_fast.kernels.attention import (
     LOG2E,
     attention_specimens,
     dropout_threshold,
-    keys_of_image,
     keep_mask,
+    keys_of_image,
     multiprocessors,
     online_softmax,
     precision,
@@ -193,7 +194,16 @@ def cross_attention(
     )  # fmt: skip
     if splits > 1:
         merge_splits_kernel[(triton.cdiv(tokens * heads, MERGE_BLOCK),)](
-            part, part_lse, out, lse, tokens * heads, SPLITS=splits, D=dim, BLOCK_D=block_d, BLOCK=MERGE_BLOCK, num_warps=4
+            part,
+            part_lse,
+            out,
+            lse,
+            tokens * heads,
+            SPLITS=splits,
+            D=dim,
+            BLOCK_D=block_d,
+            BLOCK=MERGE_BLOCK,
+            num_warps=4,
         )
     return out, lse
 

@@ -1,9 +1,10 @@
 """Cross-attention of packed texts, backward: two kernels, each of which makes the probabilities again from the log-sum-exp.
 
-With P = softmax(scores) after dropout and delta = sum(grad_out * out): grad_value = P^T grad_out; grad_scores = P * (grad_out
-value^T - delta); grad_query = grad_scores key * scale; grad_key = grad_scores^T query * scale. The first kernel has the programs of the forward
-kernel and also writes delta. The second has one program per block of keys, image and head, which walks the image's rows in order: sums
-over texts are in a fixed order, without atomics. Together they do 14 T L H D FLOPs, read K and V twice, and write their gradients once.
+With P = softmax(scores) after dropout and delta = sum(grad_out * out): grad_value = P^T grad_out; grad_scores = P *
+(grad_out value^T - delta); grad_query = grad_scores key * scale; grad_key = grad_scores^T query * scale. The first
+kernel has the programs of the forward kernel and also writes delta. The second has one program per block of keys,
+image and head, which walks the image's rows in order: sums over texts are in a fixed order, without atomics. Together
+they do 14 T L H D FLOPs, read K and V twice, and write their gradients once.
 """
 
 from __future__ import annotations
