@@ -109,7 +109,7 @@ def training_step(config: BlipConfig) -> Callable[[], None]:
 def measure(config: BlipConfig, steps: int) -> dict[str, float]:
     """Seconds per step of each group."""
     step = training_step(config)
-    seconds: defaultdict[str, float] = defaultdict(float)
+    seconds: dict[str, float] = defaultdict(float)
     step()
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         for _ in range(steps):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from benchmarks import environment
 from benchmarks.limits import Limits
 from benchmarks.stats import Interval, Summary
+from blip_fast.checkpoints.files import write_atomically
 
 SCHEMA = 1
 Verdict = Literal["met", "missed", "within noise", "not measured"]
@@ -112,10 +112,7 @@ def write(document: Document, path: Path) -> None:
     text = json.dumps(dataclasses.asdict(document), indent=1, allow_nan=False) + "\n"
     for folder, name in ((environment.REPOSITORY, "blip_fast"), (sys.prefix, "python"), (Path.home(), "~")):
         text = text.replace(f"{folder}/", f"{name}/")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text)
-    beside.replace(path)
+    write_atomically(path, lambda beside: beside.write_text(text))
 
 
 def read(path: Path) -> Document:

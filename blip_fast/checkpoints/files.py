@@ -13,6 +13,7 @@ CONFIG_FILE = "config.json"
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
     """Let ``write`` make a file beside ``path``, then rename it: ``path`` is complete or unchanged, at any moment."""
     target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         write(beside)
