@@ -2,8 +2,8 @@
 
 Read in this order: ``attention``, ``vit``, ``text``, ``decoder`` are the building blocks; ``contrastive``,
 ``hard_negatives``, ``momentum``, ``enqueue`` the steps of momentum contrast; ``pretrain`` puts them together;
-``captioner`` and ``generation`` write texts; ``retrieval``, ``vqa``, ``nlvr``, ``itm`` and ``features`` are the other
-heads.
+``captioner`` and ``generation`` write texts; ``retrieval``, ``vqa``, ``nlvr``, ``itm``, ``features``, ``video`` and
+``visdial`` are the other heads.
 """
 
 from blip_fast.config import BlipConfig
@@ -18,6 +18,8 @@ from blip_fast.reference.momentum import momentum_update_
 from blip_fast.reference.nlvr import BlipNLVR
 from blip_fast.reference.pretrain import BlipPretrain
 from blip_fast.reference.retrieval import BlipRetrieval, rerank_images, rerank_texts
+from blip_fast.reference.video import BlipVideoQA, BlipVideoRetrieval
+from blip_fast.reference.visdial import BlipVisDial
 from blip_fast.reference.vqa import BlipVQA
 
 __all__ = [
@@ -29,6 +31,9 @@ __all__ = [
     "BlipPretrain",
     "BlipRetrieval",
     "BlipVQA",
+    "BlipVideoQA",
+    "BlipVideoRetrieval",
+    "BlipVisDial",
     "contrastive_loss",
     "draw_hard_negatives",
     "enqueue_",

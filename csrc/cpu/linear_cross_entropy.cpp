@@ -70,7 +70,7 @@ struct Layer {
 
 template <class From, class To>
 BLIP_FAST_MULTIVERSION void convert(const From* from, int64_t count, To* to) {
-  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<To>(from[i]);
+  for (int64_t i = 0; i < count; ++i) from_float(to_float(from[i]), to + i);
 }
 
 // Panels over the counted rows of hidden^T (C x n), the right operand of the logits.
@@ -83,7 +83,7 @@ FloatBuffer pack_hidden_transposed(const Layer<T>& layer, const Counted& counted
     for (int64_t j = 0; j < kPanelColumns; ++j) {
       const int64_t r = p * kPanelColumns + j;
       const T* row = r < counted.size() ? layer.hidden + counted.row[r] * width : nullptr;
-      for (int64_t c = 0; c < width; ++c) panel[c * kPanelColumns + j] = row ? static_cast<float>(row[c]) : 0.0f;
+      for (int64_t c = 0; c < width; ++c) panel[c * kPanelColumns + j] = row ? to_float(row[c]) : 0.0f;
     }
   });
   return panels;
@@ -116,7 +116,7 @@ Operand weight_rows(const Layer<T>& layer, int64_t begin, int64_t count, FloatBu
 template <class T>
 BLIP_FAST_MULTIVERSION void add_bias(const T* bias, int64_t rows, float* tile, int64_t stride) {
   for (int64_t i = 0; bias && i < rows; ++i) {
-    const float b = static_cast<float>(bias[i]);
+    const float b = to_float(bias[i]);
     for (int64_t j = 0; j < kPanelColumns; ++j) tile[i * stride + j] += b;
   }
 }
@@ -126,9 +126,8 @@ template <class T>
 BLIP_FAST_MULTIVERSION void store_logits(float* tile, int64_t rows, int64_t columns, T* out, int64_t stride) {
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < columns; ++j) {
-      const T stored = static_cast<T>(tile[i * kPanelColumns + j]);
-      out[i * stride + j] = stored;
-      tile[i * kPanelColumns + j] = static_cast<float>(stored);
+      from_float(tile[i * kPanelColumns + j], out + i * stride + j);
+      tile[i * kPanelColumns + j] = to_float(out[i * stride + j]);
     }
   }
 }
@@ -226,7 +225,7 @@ RowFactors row_factors(const Counted& counted, const float* lse, const float* gr
 template <class X>
 BLIP_FAST_MULTIVERSION void softmax_gradient(const X* x, int64_t columns, const float* lse, const float* grad,
                                              float uniform, float* d) {
-  for (int64_t j = 0; j < columns; ++j) d[j] = (exp_fp32(static_cast<float>(x[j]) - lse[j]) - uniform) * grad[j];
+  for (int64_t j = 0; j < columns; ++j) d[j] = (exp_fp32(to_float(x[j]) - lse[j]) - uniform) * grad[j];
 }
 
 BLIP_FAST_MULTIVERSION float sum(const float* x, int64_t count) {
