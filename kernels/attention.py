@@ -1,6 +1,7 @@
 """What the attention kernels share: online softmax, dropout by logical coordinates, and their tile sizes.
 
-Scores are in units of log2: ``score = q . k * scale * log2(e)``, so that probabilities are powers of two.
+Probabilities are ``2 ** (dot * log2_scale - shift) / sum`` with ``dot = q . k`` and ``log2_scale = scale * log2(e)``: one
+fused multiply-add and one power. Each row keeps shift and sum for its backward pass.
 """
 
 from __future__ import annotations
@@ -18,16 +19,21 @@ from blip_fast.kernels.aot import Specimen
 from blip_fast.kernels.philox import philox
 
 LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def online_softmax(b_score, b_max, b_sum):
-    """Probabilities of (M, N) scores relative to the new maximum; that maximum and sum; the factor for older sums."""
-    b_new = tl.maximum(b_max, tl.max(b_score, 1))
-    b_shift = tl.where(b_new == float("-inf"), 0.0, b_new)
-    b_p = tl.exp2(b_score - b_shift[:, None])
-    b_factor = tl.exp2(b_max - b_shift)
+def softmax_shift(b_max, log2_scale):
+    """The shift for maximal products (M,): 0 for rows where all are -inf."""
+    return tl.where(b_max == float("-inf"), 0.0, b_max * log2_scale)
+
+
+@triton.jit
+def online_softmax(b_dot, b_max, b_sum, log2_scale):
+    """Probabilities of (M, N) relative to the new maximum; that maximum and sum; the factor for older sums."""
+    b_new = tl.maximum(b_max, tl.max(b_dot, 1))
+    b_shift = softmax_shift(b_new, log2_scale)
+    b_p = tl.exp2(b_dot * log2_scale - b_shift[:, None])
+    b_factor = tl.exp2(b_max * log2_scale - b_shift)
     return b_p, b_new, b_sum * b_factor + tl.sum(b_p, 1), b_factor
 
 
@@ -151,7 +157,7 @@ def _specimen(kernel: Any, head_size: int, dtype: str, tile: Tile, tile_rows: in
 def _argument_type(name: str, dtype: str) -> str:
     if name in ("p_seed", "p_offset"):
         return "*i64"
-    if name in ("p_lse", "p_delta"):
+    if name in ("p_stat", "p_delta"):
         return "*fp32"
     if name in ("p_q", "p_k", "p_v", "p_o", "p_do", "p_dq", "p_dk", "p_dv", "p_dkv"):
         return f"*{dtype}"

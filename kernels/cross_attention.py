@@ -17,7 +17,6 @@ from torch import Tensor
 
 from blip_fast.kernels.aot import Specimen
 from blip_fast.kernels.attention import (
-    LN2,
     LOG2E,
     attention_specimens,
     dropout_threshold,
@@ -27,6 +26,7 @@ from blip_fast.kernels.attention import (
     online_softmax,
     precision,
     rows_of_tile,
+    softmax_shift,
     tile_for,
 )
 from blip_fast.reference.cross_attention import split_key_value
@@ -42,7 +42,7 @@ def cross_attention_kernel(
     p_k,  # (B, L, H, D), strided
     p_v,  # (B, L, H, D), strided
     p_o,  # (splits, T, H, D): T, H, D without splits
-    p_lse,  # (splits, T, H)
+    p_stat,  # (splits, T, H, 2)
     p_rows,  # (T,)
     p_bounds,  # (B + 2,)
     p_tiles,  # (tiles, 2)
@@ -100,29 +100,28 @@ def cross_attention_kernel(
         o_n = start + tl.arange(0, BLOCK_N)
         m_kv = (o_n < end)[:, None] & m_d[None, :]
         b_k = tl.load(p_k + o_n.to(tl.int64)[:, None] * stride_kl, mask=m_kv, other=0.0)
-        b_score = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * (scale * LOG2E)
-        b_score = tl.where((o_n < end)[None, :], b_score, float("-inf"))
-        b_p, b_max, b_sum, b_factor = online_softmax(b_score, b_max, b_sum)
+        b_dot = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+        b_dot = tl.where((o_n < end)[None, :], b_dot, float("-inf"))
+        b_p, b_max, b_sum, b_factor = online_softmax(b_dot, b_max, b_sum, scale * LOG2E)
         if p_seed is not None:
             b_keep = keep_mask(seed, offset, threshold, b_position, b_text_head, start, BLOCK_N)
             b_p = tl.where(b_keep, b_p, 0.0)
         b_v = tl.load(p_v + o_n.to(tl.int64)[:, None] * stride_vl, mask=m_kv, other=0.0)
         b_o = b_o * b_factor[:, None] + tl.dot(b_p.to(b_v.dtype), b_v, input_precision=PRECISION)
 
-    b_sum = tl.where(begin < end, b_sum, 1.0)  # rows that see no key give 0, and b_max is -inf
-    b_o = b_o * (keep_scale / b_sum)[:, None]
-    b_lse = (b_max + tl.log2(b_sum)) * LN2
+    b_o = b_o * (keep_scale / tl.where(begin < end, b_sum, 1.0))[:, None]  # 0 where no key is seen
     o_row_head = (split * T + o_row) * H + head
     tl.store(p_o + o_row_head[:, None] * D + o_d[None, :], b_o.to(p_o.dtype.element_ty), mask=m_q)
-    tl.store(p_lse + o_row_head, b_lse, mask=m_row)
+    tl.store(p_stat + o_row_head * 2, softmax_shift(b_max, scale * LOG2E), mask=m_row)
+    tl.store(p_stat + o_row_head * 2 + 1, b_sum, mask=m_row)
 
 
 @triton.jit
 def merge_splits_kernel(
     p_parts,  # (splits, N, D) fp32, N = T H
-    p_lses,  # (splits, N)
+    p_stats,  # (splits, N, 2)
     p_o,  # (N, D)
-    p_lse,  # (N,)
+    p_stat,  # (N, 2)
     N,
     SPLITS: tl.constexpr,
     D: tl.constexpr,
@@ -135,19 +134,22 @@ def merge_splits_kernel(
     m_o = m_n[:, None] & (o_d < D)[None, :]
     b_max = tl.full([BLOCK], float("-inf"), tl.float32)
     for split in range(SPLITS):
-        b_max = tl.maximum(b_max, tl.load(p_lses + split * N + o_n, mask=m_n, other=0.0))
+        p_part = p_stats + (split * N + o_n) * 2
+        b_seen = tl.load(p_part + 1, mask=m_n, other=0.0) != 0.0  # a part without keys has shift 0, sum 0
+        b_max = tl.maximum(b_max, tl.where(b_seen, tl.load(p_part, mask=m_n, other=0.0), float("-inf")))
     b_shift = tl.where(b_max == float("-inf"), 0.0, b_max)
     b_sum = tl.zeros([BLOCK], tl.float32)
     b_o = tl.zeros([BLOCK, BLOCK_D], tl.float32)
     for split in range(SPLITS):
-        b_weight = tl.exp2((tl.load(p_lses + split * N + o_n, mask=m_n, other=0.0) - b_shift) * LOG2E)
+        p_part = p_stats + (split * N + o_n) * 2
+        b_weight = tl.load(p_part + 1, mask=m_n, other=1.0) * tl.exp2(tl.load(p_part, mask=m_n, other=0.0) - b_shift)
         b_part = tl.load(p_parts + (split * N + o_n)[:, None] * D + o_d[None, :], mask=m_o, other=0.0)
         b_sum += b_weight
         b_o += b_part * b_weight[:, None]
-    b_sum = tl.where(b_max == float("-inf"), 1.0, b_sum)  # rows that see no key are 0 in every part
-    b_o = b_o / b_sum[:, None]
+    b_o = b_o / tl.where(b_max == float("-inf"), 1.0, b_sum)[:, None]  # 0 where no key is seen
     tl.store(p_o + o_n[:, None] * D + o_d[None, :], b_o.to(p_o.dtype.element_ty), mask=m_o)
-    tl.store(p_lse + o_n, b_max + tl.log2(b_sum) * LN2, mask=m_n)
+    tl.store(p_stat + o_n * 2, b_shift, mask=m_n)
+    tl.store(p_stat + o_n * 2 + 1, b_sum, mask=m_n)
 
 
 def splits_for(programs: int, keys: int, device: torch.device) -> int:
@@ -168,25 +170,25 @@ def cross_attention(
     scale: float,
     tile_rows: int,
 ) -> tuple[Tensor, Tensor]:
-    """Output (T, H, D) and log-sum-exp (T, H); see `blip_fast.ops.cross_attention`."""
+    """Output (T, H, D) and statistics (T, H, 2); see `blip_fast.reference.cross_attention`."""
     key, value = split_key_value(key, value)
     groups = RowGroups(*groups)
     (tokens, heads, dim), (images, length) = query.shape, key.shape[:2]
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
+    statistics = torch.empty((tokens, heads, 2), dtype=torch.float32, device=query.device)
     if tokens == 0 or heads == 0:
-        return out, lse
+        return out, statistics
     block_d = max(16, triton.next_power_of_2(dim))
     tile = tile_for("forward", tile_rows, block_d, query.element_size(), query.device)
     programs = groups.tiles.shape[0] * (tile_rows // tile.block_m)
     splits = splits_for(programs * heads, length, query.device)
     split_keys = triton.cdiv(triton.cdiv(length, splits), tile.block_n) * tile.block_n
-    part, part_lse = out, lse
+    part, part_statistics = out, statistics
     if splits > 1:
         part = torch.empty((splits, *out.shape), dtype=torch.float32, device=query.device)
-        part_lse = torch.empty((splits, *lse.shape), dtype=torch.float32, device=query.device)
+        part_statistics = torch.empty((splits, *statistics.shape), dtype=torch.float32, device=query.device)
     cross_attention_kernel[(programs, heads, splits)](
-        query, key, value, part, part_lse, groups.rows, groups.bounds, groups.tiles, image_lengths,
+        query, key, value, part, part_statistics, groups.rows, groups.bounds, groups.tiles, image_lengths,
         groups.text_of_row, groups.cu_seqlens, seed, offset, dropout_threshold(dropout_p), 1.0 / (1.0 - dropout_p),
         scale, tokens, heads, images, length, split_keys, *query.stride()[:2], *key.stride()[:3], *value.stride()[:3],
         D=dim, TILE_ROWS=tile_rows, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=block_d,
@@ -195,9 +197,9 @@ def cross_attention(
     if splits > 1:
         merge_splits_kernel[(triton.cdiv(tokens * heads, MERGE_BLOCK),)](
             part,
-            part_lse,
+            part_statistics,
             out,
-            lse,
+            statistics,
             tokens * heads,
             SPLITS=splits,
             D=dim,
@@ -205,14 +207,14 @@ def cross_attention(
             BLOCK=MERGE_BLOCK,
             num_warps=4,
         )
-    return out, lse
+    return out, statistics
 
 
 SPECIMENS = [
     *attention_specimens(cross_attention_kernel, "forward", (16, 64, 128)),
     Specimen(
         merge_splits_kernel,
-        {"p_parts": "*fp32", "p_lses": "*fp32", "p_o": "*bf16", "p_lse": "*fp32", "N": "i32"},
+        {"p_parts": "*fp32", "p_stats": "*fp32", "p_o": "*bf16", "p_stat": "*fp32", "N": "i32"},
         {"SPLITS": 8, "D": 64, "BLOCK_D": 64, "BLOCK": MERGE_BLOCK},
         4,
         label="bf16, 8 parts",

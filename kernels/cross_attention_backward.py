@@ -1,10 +1,10 @@
-"""Cross-attention of packed texts, backward: two kernels, each of which makes the probabilities again from the log-sum-exp.
+"""Cross-attention of packed texts, backward: two kernels, which make the probabilities P again from saved statistics.
 
-With P = softmax(scores) after dropout and delta = sum(grad_out * out): grad_value = P^T grad_out; grad_scores = P *
-(grad_out value^T - delta); grad_query = grad_scores key * scale; grad_key = grad_scores^T query * scale. The first
-kernel has the programs of the forward kernel and also writes delta. The second has one program per block of keys,
-image and head, which walks the image's rows in order: sums over texts are in a fixed order, without atomics. Together
-they do 14 T L H D FLOPs, read K and V twice, and write their gradients once.
+With delta = sum(grad_out * out): grad_value = P^T grad_out; grad_scores = P * (grad_out value^T - delta); grad_query
+= grad_scores key * scale; grad_key = grad_scores^T query * scale. The first kernel has the programs of the forward
+kernel and also writes delta. The second has one program per block of keys, image and head, which walks the image's
+rows in order: sums over texts have a fixed order, without atomics. Together they do 14 T L H D FLOPs, read K and V
+twice, and write their gradients once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def cross_attention_grad_query_kernel(
     p_v,  # (B, L, H, D), strided
     p_o,  # (T, H, D)
     p_do,  # (T, H, D)
-    p_lse,  # (T, H)
+    p_stat,  # (T, H, 2)
     p_dq,  # (T, H, D)
     p_delta,  # (T, H)
     p_rows,  # (T,)
@@ -81,7 +81,9 @@ def cross_attention_grad_query_kernel(
     b_q = tl.load(p_q + o_row[:, None] * stride_qt + head * stride_qh + o_d[None, :], mask=m_q, other=0.0)
     b_do = tl.load(p_do + o_o, mask=m_q, other=0.0)
     b_delta = tl.sum(b_do.to(tl.float32) * tl.load(p_o + o_o, mask=m_q, other=0.0).to(tl.float32), 1)
-    b_lse = tl.load(p_lse + o_row * H + head, mask=m_row, other=float("inf")) * LOG2E
+    p_stat += (o_row * H + head) * 2
+    b_shift = tl.load(p_stat, mask=m_row, other=float("inf"))
+    b_inverse = 1.0 / tl.load(p_stat + 1, mask=m_row, other=1.0)
     p_k += image * stride_kb + head * stride_kh + o_d[None, :]
     p_v += image * stride_vb + head * stride_vh + o_d[None, :]
     b_dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -95,8 +97,9 @@ def cross_attention_grad_query_kernel(
         m_kv = (o_n < length)[:, None] & m_d[None, :]
         b_k = tl.load(p_k + o_n.to(tl.int64)[:, None] * stride_kl, mask=m_kv, other=0.0)
         b_v = tl.load(p_v + o_n.to(tl.int64)[:, None] * stride_vl, mask=m_kv, other=0.0)
-        b_score = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * (scale * LOG2E)
-        b_p = tl.where((o_n < length)[None, :], tl.exp2(b_score - b_lse[:, None]), 0.0)
+        b_dot = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+        b_p = tl.exp2(b_dot * (scale * LOG2E) - b_shift[:, None]) * b_inverse[:, None]
+        b_p = tl.where((o_n < length)[None, :], b_p, 0.0)
         b_dp = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
         if p_seed is not None:
             b_keep = keep_mask(seed, offset, threshold, b_position, b_text_head, start, BLOCK_N)
@@ -113,7 +116,7 @@ def cross_attention_grad_key_value_kernel(
     p_k,  # (B, L, H, D), strided
     p_v,  # (B, L, H, D), strided
     p_do,  # (T, H, D)
-    p_lse,  # (T, H)
+    p_stat,  # (T, H, 2)
     p_delta,  # (T, H)
     p_dkv,  # (B, L, 2, H, D)
     p_rows,  # (T,)
@@ -169,10 +172,12 @@ def cross_attention_grad_key_value_kernel(
         o_row = tl.load(p_rows + o_place, mask=m_row, other=0).to(tl.int64)
         b_q = tl.load(p_q + o_row[:, None] * stride_qt + head * stride_qh + o_d[None, :], mask=m_q, other=0.0)
         b_do = tl.load(p_do + (o_row * H + head)[:, None] * D + o_d[None, :], mask=m_q, other=0.0)
-        b_lse = tl.load(p_lse + o_row * H + head, mask=m_row, other=float("inf")) * LOG2E
+        b_shift = tl.load(p_stat + (o_row * H + head) * 2, mask=m_row, other=float("inf"))
+        b_inverse = 1.0 / tl.load(p_stat + (o_row * H + head) * 2 + 1, mask=m_row, other=1.0)
         b_delta = tl.load(p_delta + o_row * H + head, mask=m_row, other=0.0)
-        b_score = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION) * (scale * LOG2E)  # (keys, rows)
-        b_p = tl.where(m_n[:, None], tl.exp2(b_score - b_lse[None, :]), 0.0)
+        b_dot = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)  # (keys, rows)
+        b_p = tl.exp2(b_dot * (scale * LOG2E) - b_shift[None, :]) * b_inverse[None, :]
+        b_p = tl.where(m_n[:, None], b_p, 0.0)
         b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
         b_dropped = b_p
         if p_seed is not None:
@@ -197,7 +202,7 @@ def cross_attention_backward(
     key: Tensor,
     value: Tensor | None,
     out: Tensor,
-    lse: Tensor,
+    statistics: Tensor,
     groups: Sequence[Tensor],
     image_lengths: Tensor | None,
     seed: Tensor | None,
@@ -212,7 +217,7 @@ def cross_attention_backward(
     (_, heads, dim), (images, length) = query.shape, key.shape[:2]
     grad_query = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     grad_key_value = torch.empty((images, length, 2, heads, dim), dtype=key.dtype, device=key.device)
-    delta = torch.empty(lse.shape, dtype=torch.float32, device=query.device)
+    delta = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
     block_d = max(16, triton.next_power_of_2(dim))
     dropout = (seed, offset, dropout_threshold(dropout_p), 1.0 / (1.0 - dropout_p))
     sizes = (scale, heads, images, length, *query.stride()[:2], *key.stride()[:3], *value.stride()[:3])
@@ -221,14 +226,14 @@ def cross_attention_backward(
         tile = tile_for("grad_query", tile_rows, block_d, query.element_size(), query.device)
         programs = groups.tiles.shape[0] * (tile_rows // tile.block_m)
         cross_attention_grad_query_kernel[(programs, heads)](
-            query, key, value, out, grad_out, lse, grad_query, delta, groups.rows, groups.bounds, groups.tiles,
+            query, key, value, out, grad_out, statistics, grad_query, delta, groups.rows, groups.bounds, groups.tiles,
             image_lengths, groups.text_of_row, groups.cu_seqlens, *dropout, *sizes, **constants, TILE_ROWS=tile_rows,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     if grad_key_value.numel():
         tile = tile_for("grad_key_value", tile_rows, block_d, query.element_size(), query.device)
         cross_attention_grad_key_value_kernel[(triton.cdiv(length, tile.block_n), heads, images)](
-            query, key, value, grad_out, lse, delta, grad_key_value, groups.rows, groups.bounds, image_lengths,
+            query, key, value, grad_out, statistics, delta, grad_key_value, groups.rows, groups.bounds, image_lengths,
             groups.text_of_row, groups.cu_seqlens, *dropout, *sizes, **constants,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip

@@ -44,13 +44,13 @@ struct AttentionTask {
 template <class T>
 struct ForwardTask : AttentionTask<T> {
   Rows<T> out{};
-  Rows<float> lse{};
+  Rows<SoftmaxStatistics> statistics{};
 };
 
 template <class T>
 struct BackwardTask : AttentionTask<T> {
   Rows<const T> out{}, grad_out{};
-  Rows<const float> lse{};
+  Rows<const SoftmaxStatistics> statistics{};
   Rows<T> grad_query{}, grad_key{}, grad_value{};
   int64_t keys = 0;  // rows of grad_key and grad_value; those from `length` on are zeros
 };
@@ -86,7 +86,7 @@ class Scratch {
 // The least multiple of `unit` that is not less than x.
 inline int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
-// The query side of a task: panels of lanes, scaled to log2 units, and where dropout finds each row.
+// The query side of a task: panels of lanes, scaled, and where dropout finds each row.
 struct Panels {
   int64_t count, width;  // rows; rows rounded up to whole vectors
   int64_t dim;
@@ -118,7 +118,7 @@ template <class Isa, class T>
 BLIP_FAST_INLINE Panels make_panels(const AttentionTask<T>& task, const AttentionSettings& settings, Scratch& scratch) {
   const int64_t width = round_up(task.count, Isa::kWidth);
   Panels panels{task.count, width, settings.dim, scratch.take(width * settings.dim), nullptr, nullptr};
-  transpose_rows(panels, task.rows, task.query, settings.scale * kLog2E, panels.query);
+  transpose_rows(panels, task.rows, task.query, settings.scale, panels.query);
   if (settings.dropout.active()) {
     panels.position = reinterpret_cast<uint32_t*>(scratch.take(width));
     panels.text_head = reinterpret_cast<uint32_t*>(scratch.take(width));

@@ -1,4 +1,4 @@
-// Backward pass of one attention task. Probabilities come again from the scores and the saved log-sum-exp.
+// Backward pass of one attention task. Probabilities come again from the scores and the saved statistics.
 #pragma once
 
 #include "attention.h"
@@ -8,7 +8,7 @@ namespace blip_fast {
 struct BackwardBuffers {
   float *query, *grad_out;  // (count, ld); Panels hold them transposed
   float* grad_out_t;
-  float *lse, *delta;                          // (width): log-sum-exp in log2 units; sum of grad_out * out
+  float *shift, *inverse, *delta;              // (width): of the softmax: shift, 1 / sum; sum of grad_out * out
   float* grad_query;                           // (count, ld)
   float *key, *value, *grad_key, *grad_value;  // (kKeyBlock, ld)
   float *p, *grad_p;                           // (kKeyBlock, kPanel)
@@ -17,7 +17,8 @@ struct BackwardBuffers {
       : query(scratch.take(count * ld)),
         grad_out(scratch.take(count * ld)),
         grad_out_t(scratch.take(width * dim)),
-        lse(scratch.take(width)),
+        shift(scratch.take(width)),
+        inverse(scratch.take(width)),
         delta(scratch.take(width)),
         grad_query(scratch.take(count * ld)),
         key(scratch.take(kKeyBlock * ld)),
@@ -26,7 +27,8 @@ struct BackwardBuffers {
         grad_value(scratch.take(kKeyBlock * ld)),
         p(scratch.take(kKeyBlock * kPanel)),
         grad_p(scratch.take(kKeyBlock * kPanel)) {
-    std::fill(lse, lse + width, 0.0f);
+    std::fill(shift, shift + width, 0.0f);
+    std::fill(inverse, inverse + width, 0.0f);
     std::fill(delta, delta + width, 0.0f);
   }
 };
@@ -43,8 +45,15 @@ BLIP_FAST_INLINE void load_queries(const BackwardTask<T>& task, int64_t dim, int
     float delta = 0.0f;
     for (int64_t d = 0; d < dim; ++d) delta += buffers.grad_out[m * ld + d] * to_float(out[d]);
     buffers.delta[m] = delta;
-    buffers.lse[m] = *task.lse[row] * kLog2E;
+    buffers.shift[m] = task.statistics[row]->shift;
+    buffers.inverse[m] = 1.0f / task.statistics[row]->sum;
   }
+}
+
+template <class Vector, class Bits>
+BLIP_FAST_INLINE Vector probability(const BackwardBuffers& buffers, int64_t lane, const float* score) {
+  const Vector power = softmax_power<Vector, Bits>(load<Vector>(score), load<Vector>(buffers.shift + lane));
+  return power * load<Vector>(buffers.inverse + lane);
 }
 
 // Scores and grad_p (with respect to the probabilities after dropout) to those probabilities and the gradient of the
@@ -59,7 +68,7 @@ BLIP_FAST_INLINE void backward_block(const Panels& panels, int64_t first, int64_
     for (int64_t m = 0; m < lanes; m += Isa::kWidth) {
       float* const score = buffers.p + l * lanes + m;
       float* const grad = buffers.grad_p + l * lanes + m;
-      const Vector p = exp2_of<Vector, Bits>(load<Vector>(score) - load<Vector>(buffers.lse + first + m));
+      const Vector p = probability<Vector, Bits>(buffers, first + m, score);
       store(score, p);
       store(grad, p * (load<Vector>(grad) - load<Vector>(buffers.delta + first + m)));
     }
@@ -79,7 +88,7 @@ BLIP_FAST_INLINE void backward_block_with_dropout(const AttentionDropout& dropou
       for (int64_t w = 0; w < 4 && l + 16 * w < keys; ++w) {
         float* const score = buffers.p + (l + 16 * w) * lanes + m;
         float* const grad = buffers.grad_p + (l + 16 * w) * lanes + m;
-        const Vector p = exp2_of<Vector, Bits>(load<Vector>(score) - load<Vector>(buffers.lse + first + m));
+        const Vector p = probability<Vector, Bits>(buffers, first + m, score);
         const auto keep = keeps<Bits>(dropout, words[w]);
         const Vector grad_p = keep ? load<Vector>(grad) * dropout.scale : Vector{};
         store(score, keep ? p * dropout.scale : Vector{});
@@ -147,7 +156,7 @@ struct AttentionBackward {
                                    Scratch* const& scratch) {
     const int64_t dim = settings.dim, ld = round_up(dim, Isa::kWidth), width = round_up(task.count, Isa::kWidth);
     const int64_t length = task.count > 0 ? task.length : 0;
-    scratch->reset(width * (2 * dim + 3 * ld + 4) + kKeyBlock * (4 * ld + 2 * kPanel));
+    scratch->reset(width * (2 * dim + 3 * ld + 5) + kKeyBlock * (4 * ld + 2 * kPanel));
     if (task.count > 0) {
       const Panels panels = make_panels<Isa>(task, settings, *scratch);
       const BackwardBuffers buffers(*scratch, task.count, width, dim, ld);

@@ -1,8 +1,6 @@
 // Forward pass of one attention task: online softmax over blocks of keys.
 #pragma once
 
-#include <cmath>
-
 #include "attention.h"
 
 namespace blip_fast {
@@ -43,10 +41,10 @@ BLIP_FAST_INLINE void softmax_block(float* scores, int64_t lanes, int64_t keys, 
       top = score > top ? score : top;
     }
     const Vector shift = softmax_shift(top);
-    const Vector rescale = exp2_of<Vector, Bits>(before - shift);
+    const Vector rescale = softmax_power<Vector, Bits>(before, shift);
     Vector total = load<Vector>(sum + m) * rescale;
     for (int64_t l = 0; l < keys; ++l) {
-      const Vector p = exp2_of<Vector, Bits>(load<Vector>(column + l * lanes) - shift);
+      const Vector p = softmax_power<Vector, Bits>(load<Vector>(column + l * lanes), shift);
       store(column + l * lanes, p);
       total += p;
     }
@@ -115,7 +113,7 @@ struct AttentionForward {
       const int32_t row = task.rows[m];
       const bool empty = task.length == 0;
       store_row(task.out[row], buffers.out + m * ld, dim, empty ? 0.0f : settings.dropout.scale / buffers.sum[m]);
-      *task.lse[row] = empty ? kNoScore : (buffers.maximum[m] + std::log2(buffers.sum[m])) * kLn2;
+      *task.statistics[row] = {softmax_shift(buffers.maximum[m]), buffers.sum[m]};
     }
   }
 };

@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -298,7 +299,7 @@ void split(Problem& problem) {
   const int64_t threads = torch::stable::get_num_threads();
   problem.groups = std::clamp<int64_t>(problem.rows.padded() / kGroup, 1, (threads + 1) / 2);
   const int64_t tiles = (problem.keys() + kTile - 1) / kTile;
-  problem.splits = std::clamp<int64_t>((threads + 2 * problem.groups - 1) / (2 * problem.groups), 1, tiles);
+  problem.splits = std::clamp<int64_t>(threads / std::gcd(threads, 2 * problem.groups), 1, tiles);  // as many for each
 }
 
 Tensor as_float(const Tensor& tensor) { return torch::stable::to(tensor, ScalarType::Float); }

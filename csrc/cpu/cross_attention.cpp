@@ -48,6 +48,11 @@ Rows<T> head_of(Pointer data, const Tensor& tensor, int64_t head) {
   return {static_cast<T*>(data) + head * tensor.stride(1), tensor.stride(0)};
 }
 
+template <class S, class Pointer>
+Rows<S> statistics_of(Pointer data, int64_t heads, int64_t head) {
+  return {static_cast<S*>(data) + head, heads};
+}
+
 struct Call {
   Tensor query, key, value;
   Groups groups;
@@ -112,21 +117,21 @@ std::tuple<Tensor, Tensor> cross_attention(Tensor query, Tensor key, std::option
                                            double scale, int64_t) {
   const Call call(query, key, value, groups, image_lengths, seed, offset, dropout_p, scale);
   Tensor out = torch::stable::new_empty(query, {query.size(0), query.size(1), query.size(2)});
-  Tensor lse = torch::stable::new_empty(query, {query.size(0), query.size(1)}, ScalarType::Float);
+  Tensor statistics = torch::stable::new_empty(query, {query.size(0), query.size(1), 2}, ScalarType::Float);
   dispatch_float(query.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     for_each_task(call.images, call.settings.heads, [&](int64_t image, int64_t head, Scratch* scratch) {
       ForwardTask<T> task{call.task<T>(image, head)};
       task.out = head_of<T>(out.mutable_data_ptr(), out, head);
-      task.lse = head_of<float>(lse.mutable_data_ptr(), lse, head);
+      task.statistics = statistics_of<SoftmaxStatistics>(statistics.mutable_data_ptr(), call.settings.heads, head);
       run_best<AttentionForward>(task, call.settings, scratch);
     });
   });
-  return {out, lse};
+  return {out, statistics};
 }
 
 std::tuple<Tensor, Tensor> cross_attention_backward(Tensor grad_out, Tensor query, Tensor key,
-                                                    std::optional<Tensor> value, Tensor out, Tensor lse,
+                                                    std::optional<Tensor> value, Tensor out, Tensor statistics,
                                                     std::vector<Tensor> groups, std::optional<Tensor> image_lengths,
                                                     std::optional<Tensor> seed, std::optional<Tensor> offset,
                                                     double dropout_p, double scale, int64_t) {
@@ -140,7 +145,7 @@ std::tuple<Tensor, Tensor> cross_attention_backward(Tensor grad_out, Tensor quer
     for_each_task(call.images, heads, [&](int64_t image, int64_t head, Scratch* scratch) {
       BackwardTask<T> task{call.task<T>(image, head)};
       task.out = head_of<const T>(out.const_data_ptr(), out, head);
-      task.lse = head_of<const float>(lse.const_data_ptr(), lse, head);
+      task.statistics = statistics_of<const SoftmaxStatistics>(statistics.const_data_ptr(), heads, head);
       task.grad_out = head_of<const T>(grad_out.const_data_ptr(), grad_out, head);
       task.grad_query = head_of<T>(grad_query.mutable_data_ptr(), grad_query, head);
       if (image < call.images) {
@@ -162,7 +167,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(blip_fast_native, m) {
       "cross_attention(Tensor query, Tensor key, Tensor? value, Tensor[] groups, Tensor? image_lengths, Tensor? seed, "
       "Tensor? offset, float dropout_p, float scale, int tile_rows) -> (Tensor, Tensor)");
   m.def(
-      "cross_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor? value, Tensor out, Tensor lse, "
+      "cross_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor? value, Tensor out, Tensor "
+      "statistics, "
       "Tensor[] groups, Tensor? image_lengths, Tensor? seed, Tensor? offset, float dropout_p, float scale, int "
       "tile_rows) "
       "-> (Tensor, Tensor)");

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import blip_fast
 from blip_fast.ops import contrastive_loss
 from blip_fast.reference.contrastive import contrastive_loss as published
+from tests import golden
 from tests.ops.common import backends_of, device_of, dtypes_of, poisoned_memory
 
 BACKENDS = pytest.mark.parametrize("backend", backends_of("contrastive_loss"))
@@ -116,6 +117,24 @@ def test_published_size():
     eager, got = evaluate(published, arguments), evaluate(contrastive_loss, arguments)
     for key, want in truth.items():
         assert_as_exact(got[key], eager[key], want, torch.float32, key)
+
+
+@BACKENDS
+@pytest.mark.parametrize("case", ["pretrain", "retrieval"])
+def test_original_implementation(backend, case):
+    tensors, _ = golden.load(case)
+    stored = [f"mid.{name}" for name in NAMES[:4]] + ["init.image_queue", "init.text_queue", "init.temp"]
+    arguments = {name: tensors[key].to(device_of(backend)) for name, key in zip(NAMES, stored, strict=True)}
+    if case == "retrieval":
+        arguments["ids"], arguments["queue_ids"] = (
+            tensors[k].to(device_of(backend)) for k in ("idx", "init.idx_queue")
+        )
+    for run_name, alpha in (("a0", 0.0), ("a4", 0.4)):
+        got = run(backend, arguments, alpha=alpha)
+        torch.testing.assert_close(got["loss"].cpu(), tensors[f"{run_name}.loss_ita"], rtol=1e-5, atol=0)
+        torch.testing.assert_close(got["sim_i2t"].cpu(), tensors["mid.sim_i2t"][:, :4], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got["sim_t2i"].cpu(), tensors["mid.sim_t2i"][:, :4], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got["temp"].cpu(), tensors["a4.grad.temp"], rtol=1e-4, atol=0)
 
 
 def test_reference_in_float64():
