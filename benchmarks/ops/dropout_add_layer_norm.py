@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.backends import backend_variants
 from benchmarks.job import Aim, Case, Setting, Variant
 from blip_fast.ops import dropout_add_layer_norm
+from blip_fast.reference import dropout_add_layer_norm as reference
 
 PLACE = 70
 C = 768
@@ -79,10 +79,8 @@ def _case(name: str, setting: Setting, rows: int, dtype: torch.dtype, dropout_p:
 def eager(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, dropout_p: float, prenorm: bool
 ) -> tuple[Tensor, ...]:
-    """As in the modules; bf16 layers add to an fp32 stream."""
-    total = residual + (F.dropout(x, dropout_p) if dropout_p else x)
-    out = F.layer_norm(total, weight.shape, weight, bias, 1e-6)
-    return (out.to(x.dtype), total) if prenorm else (out,)
+    results = reference(x, residual, weight, bias, 1e-6, dropout_p, prenorm=prenorm)
+    return results if prenorm else (results,)
 
 
 def ours(

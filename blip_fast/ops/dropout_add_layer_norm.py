@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from blip_fast.ops.registry import Operation
-from blip_fast.reference import dropout_add_layer_norm as reference
+from blip_fast.reference.dropout_add_layer_norm import backward as reference_backward
+from blip_fast.reference.dropout_add_layer_norm import forward as reference_forward
 
 
 def dropout_add_layer_norm(
@@ -169,7 +170,7 @@ _forward = Operation(
     "Tensor? seed, Tensor? offset, bool prenorm, bool keep_sum) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward_fake,
 )
-_forward.add_reference(reference.forward)
+_forward.add_reference(reference_forward)
 _forward.add_native("cpu")
 _forward.add_triton("dropout_add_layer_norm:forward")
 _forward.add_autograd(_gradient, _setup_context)
@@ -180,6 +181,6 @@ _backward = Operation(
     "-> (Tensor, Tensor, Tensor, Tensor)",
     _backward_fake,
 )
-_backward.add_reference(reference.backward)
+_backward.add_reference(reference_backward)
 _backward.add_native("cpu")
 _backward.add_triton("dropout_add_layer_norm:backward")

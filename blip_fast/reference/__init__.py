@@ -9,6 +9,7 @@ Read in this order: ``attention``, ``vit``, ``text``, ``decoder`` are the buildi
 from blip_fast.config import BlipConfig
 from blip_fast.reference.captioner import BlipCaptioner
 from blip_fast.reference.contrastive import contrastive_loss
+from blip_fast.reference.dropout_add_layer_norm import dropout_add_layer_norm
 from blip_fast.reference.enqueue import enqueue_
 from blip_fast.reference.features import BlipFeatureExtractor
 from blip_fast.reference.hard_negatives import draw_hard_negatives, hard_negative_weights
@@ -36,6 +37,7 @@ __all__ = [
     "BlipVisDial",
     "contrastive_loss",
     "draw_hard_negatives",
+    "dropout_add_layer_norm",
     "enqueue_",
     "hard_negative_weights",
     "linear_cross_entropy",

@@ -24,6 +24,27 @@ def keep_mask(seed: Tensor, offset: Tensor, dropout_p: float, rows: int, width: 
     return (drawn >> 8) >= int(dropout_p * 2**24 + 0.5)
 
 
+def dropout_add_layer_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    offset: Tensor | None = None,
+    prenorm: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """``layer_norm(residual + dropout(x))``; see `blip_fast.ops.dropout_add_layer_norm`. No seed: torch's own dropout."""
+    if seed is None:
+        branch = F.dropout(x, dropout_p) if dropout_p else x
+    else:
+        branch = x * _factors(x, dropout_p, seed, offset, x.dtype)
+    total = (residual + branch).to(residual.dtype)
+    out = F.layer_norm(total, weight.shape, weight.to(total.dtype), bias.to(total.dtype), eps)
+    return (out.to(x.dtype), total) if prenorm else out
+
+
 def forward(
     x: Tensor,
     residual: Tensor,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import blip_fast
 from blip_fast.ops import dropout_add_layer_norm
+from blip_fast.reference import dropout_add_layer_norm as reference
 from blip_fast.reference.dropout_add_layer_norm import keep_mask
 from tests.ops.common import backends_of, device_of, dtypes_of, poisoned_memory
 
@@ -39,16 +39,8 @@ def ours(eps, dropout_p, prenorm):
 
 
 def eager(eps, dropout_p, prenorm):
-    """The modules' arithmetic, with the mask of the contract; casts as autocast would do them."""
-
-    def function(x, residual, weight, bias):
-        keep = keep_mask(torch.tensor([SEED]), torch.tensor([OFFSET]), dropout_p, x.numel() // x.shape[-1], x.shape[-1])
-        branch = x * keep.reshape(x.shape).to(x) / (1 - dropout_p) if dropout_p else x
-        total = (branch + residual).to(residual.dtype)
-        out = F.layer_norm(total, weight.shape, weight.to(total.dtype), bias.to(total.dtype), eps)
-        return (out.to(x.dtype), total) if prenorm else out
-
-    return function
+    rng = (torch.tensor([SEED]), torch.tensor([OFFSET])) if dropout_p else (None, None)
+    return lambda *tensors: reference(*tensors, eps, dropout_p, *rng, prenorm)
 
 
 @BACKENDS
