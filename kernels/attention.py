@@ -120,14 +120,16 @@ def tile_by_rule(kernel: str, tile_rows: int, head_size: int, itemsize: int) -> 
     wide = head_size > 64
     if itemsize == 4:
         if kernel == "forward":
-            return Tile(16, 32, 8, 1) if wide else Tile(min(tile_rows, 32), 64, 8, 2)
+            return Tile(16, 32, 8, 1) if wide else Tile(16, 64, 8, 2)
+        if kernel == "grad_query":
+            return Tile(16, 64, 8, 3 if wide else 1)
         return Tile(16, 64, 8, 2 if wide else 1)
     if kernel == "forward":
         rows = min(tile_rows, 32 if wide else 128)
         return Tile(rows, 64, 8 if rows == 128 else 4, 3 if rows == 16 else 2)
     if kernel == "grad_query":
         return Tile(min(tile_rows, 32), 64, 4, 2)
-    return Tile(64, 64, 8, 2) if wide else Tile(32, 64, 4, 2)
+    return Tile(32, 64, 8 if wide else 4, 2)
 
 
 def attention_specimens(kernel: Any, name: str, tile_rows: tuple[int, ...]) -> list[Specimen]:

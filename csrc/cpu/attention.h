@@ -160,15 +160,12 @@ BLIP_FAST_INLINE Block<const float> read_block(const Rows<const T>& from, int64_
   return {buffer, ld};
 }
 
-// The block of keys or values after the one at `begin`: of this head, or the first one of the next head, which the same
-// thread is likely to take next.
+// Keys or values that will be wanted next: those of one head lie pages apart.
 template <class T>
-BLIP_FAST_INLINE Prefetch next_block(const AttentionTask<T>& task, const Rows<const T>& from, int64_t begin,
-                                     int64_t dim) {
-  const int64_t next = begin + kKeyBlock, stride = from.stride * static_cast<int64_t>(sizeof(T));
-  const int64_t bytes = dim * static_cast<int64_t>(sizeof(T));
-  if (next < task.length) return {from[next], stride, bytes, std::min(kKeyBlock, task.length - next)};
-  return {from[0] + dim, stride, bytes, std::min(kKeyBlock, task.length)};
+BLIP_FAST_INLINE Prefetch rows_ahead(const AttentionTask<T>& task, const Rows<const T>& from, int64_t begin,
+                                     int64_t count, int64_t dim) {
+  constexpr int64_t kSize = sizeof(T);
+  return {from[begin], from.stride * kSize, dim * kSize, std::min(count, task.length - begin)};
 }
 
 // Hide from each query of a panel the keys after its own place.

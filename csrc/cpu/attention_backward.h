@@ -114,12 +114,16 @@ BLIP_FAST_INLINE void store_block(const Rows<T>& to, int64_t begin, int64_t coun
 
 template <class Isa, class T>
 BLIP_FAST_INLINE void differentiate_block(const BackwardTask<T>& task, const AttentionSettings& settings,
-                                          const Panels& panels, int64_t begin, const BackwardBuffers& buffers) {
+                                          const Panels& panels, int64_t begin, const BackwardBuffers& buffers,
+                                          const BackwardTask<T>& next_task) {
   const int64_t dim = settings.dim, ld = round_up(dim, Isa::kWidth), keys = std::min(kKeyBlock, task.length - begin);
   const Block<const float> key = read_block<Isa>(task.key, begin, keys, dim, buffers.key);
   const Block<const float> value = read_block<Isa>(task.value, begin, keys, dim, buffers.value);
   const Block<float> grad_key = write_block<Isa>(task.grad_key, begin, dim, buffers.grad_key);
   const Block<float> grad_value = write_block<Isa>(task.grad_value, begin, dim, buffers.grad_value);
+  const bool last = begin + keys == task.length;
+  const BackwardTask<T>& ahead = last ? next_task : task;
+  const int64_t place = last ? 0 : begin + keys;
   for (int64_t first = 0; first < task.count; first += kPanel) {
     const int64_t lanes = panels.lanes(first), rows = panels.rows(first);
     const float* const query = buffers.query + first * ld;
@@ -129,8 +133,8 @@ BLIP_FAST_INLINE void differentiate_block(const BackwardTask<T>& task, const Att
     Product scores{{key.data, key.ld, 1}, query_t, lanes, buffers.p, lanes, keys, lanes, dim, false};
     Product grad_p{{value.data, value.ld, 1}, grad_out_t, lanes, buffers.grad_p, lanes, keys, lanes, dim, false};
     if (first == 0) {
-      scores.prefetch[0] = next_block(task, task.key, begin, dim);
-      grad_p.prefetch[0] = next_block(task, task.value, begin, dim);
+      scores.prefetch[0] = rows_ahead(ahead, ahead.key, place, kKeyBlock, dim);
+      grad_p.prefetch[0] = rows_ahead(ahead, ahead.value, place, kKeyBlock, dim);
     }
     multiply<Isa>(scores);
     multiply<Isa>(grad_p);
@@ -151,20 +155,29 @@ BLIP_FAST_INLINE void differentiate_block(const BackwardTask<T>& task, const Att
 }
 
 struct AttentionBackward {
+  // Tasks of one image: equal rows and keys, heads side by side.
   template <class Isa, class T>
-  static BLIP_FAST_INLINE void run(const BackwardTask<T>& task, const AttentionSettings& settings,
-                                   Scratch* const& scratch) {
+  static BLIP_FAST_INLINE void run(const BackwardTask<T>* const& tasks, const int64_t& count,
+                                   const AttentionSettings& settings, Scratch* const& scratch) {
+    for (int64_t i = 0; i < count; ++i) {
+      differentiate<Isa>(tasks[i], settings, *scratch, tasks[std::min(i + 1, count - 1)]);
+    }
+  }
+
+  template <class Isa, class T>
+  static BLIP_FAST_INLINE void differentiate(const BackwardTask<T>& task, const AttentionSettings& settings,
+                                             Scratch& scratch, const BackwardTask<T>& next_task) {
     const int64_t dim = settings.dim, ld = round_up(dim, Isa::kWidth), width = round_up(task.count, Isa::kWidth);
     const int64_t length = task.count > 0 ? task.length : 0;
-    scratch->reset(width * (2 * dim + 3 * ld + 5) + kKeyBlock * (4 * ld + 2 * kPanel));
+    scratch.reset(width * (2 * dim + 3 * ld + 5) + kKeyBlock * (4 * ld + 2 * kPanel));
     if (task.count > 0) {
-      const Panels panels = make_panels<Isa>(task, settings, *scratch);
-      const BackwardBuffers buffers(*scratch, task.count, width, dim, ld);
+      const Panels panels = make_panels<Isa>(task, settings, scratch);
+      const BackwardBuffers buffers(scratch, task.count, width, dim, ld);
       load_queries(task, dim, ld, settings.scale, buffers);
       transpose_rows(panels, task.rows, task.grad_out, 1.0f, buffers.grad_out_t);
       if (length == 0) std::fill(buffers.grad_query, buffers.grad_query + task.count * ld, 0.0f);
       for (int64_t begin = 0; begin < length; begin += kKeyBlock) {
-        differentiate_block<Isa>(task, settings, panels, begin, buffers);
+        differentiate_block<Isa>(task, settings, panels, begin, buffers, next_task);
       }
       for (int64_t m = 0; m < task.count; ++m) {
         store_row(task.grad_query[task.rows[m]], buffers.grad_query + m * ld, dim, settings.scale);
