@@ -31,8 +31,9 @@ class Measurement:
     """What was measured of one variant: times (rounds,) in seconds, peak extra memory, median of graph replays."""
 
     times: NDArray[np.float64]
-    peak_extra_bytes: int | None
-    graph_median_s: float | None
+    peak_extra_bytes: int | None = None
+    graph_median_s: float | None = None
+    graph_failure: str | None = None
 
 
 def run_case(benchmark: str, case: Case, setting: Setting, machine: MachineLimits) -> CaseResult:
@@ -50,11 +51,11 @@ def run_case(benchmark: str, case: Case, setting: Setting, machine: MachineLimit
     gc.collect()
     limits = before.best(machine.measure(case.dtype, case.flops, case.bytes))
     checks = check_variants(case, running)
-    times = {name: measured[name].times for name, check in checks.items() if check.status == "ok"}
+    right = {name: measured[name] for name, check in checks.items() if check.status == "ok"}
     rows = []
     for variant in case.variants:
         row = checks.get(variant.name) or _idle_row(variant, failures)
-        rows.append(_with_times(row, measured[row.variant], times, case, limits) if row.status == "ok" else row)
+        rows.append(_with_times(row, right, case, limits) if row.status == "ok" else row)
     return CaseResult(
         benchmark=benchmark,
         case=case.name,
@@ -65,7 +66,8 @@ def run_case(benchmark: str, case: Case, setting: Setting, machine: MachineLimit
         limits=limits,
         bound=limits.bound(case.flops, case.bytes),
         rows=rows,
-        aims=[judge_aim(aim, case, times, limits) for aim in case.aims],
+        items=case.items,
+        aims=[judge_aim(aim, case, right, limits) for aim in case.aims],
     )
 
 
@@ -79,23 +81,35 @@ def make_input_sets(case: Case, device: torch.device) -> list[tuple[Any, ...]]:
     return [first, *(case.inputs(seed) for seed in range(1, min(count, MAX_INPUT_SETS)))]
 
 
-def judge_aim(aim: Aim, case: Case, times: dict[str, NDArray[np.float64]], limits: Limits) -> AimResult:
-    """Whether the fastest of our variants reaches ``aim``, given the ``times`` (rounds,) of the variants that were right."""
-    ours = [variant.name for variant in case.variants if variant.role == "ours" and variant.name in times]
-    if not ours or (aim.over is not None and aim.over not in times):
-        return AimResult(aim.at_least, aim.over, "not measured")
-    fastest = min(ours, key=lambda name: float(np.median(times[name])))
-    if aim.over is not None:
-        reached = ratio_interval(times[aim.over], times[fastest])
-    else:
-        floor, median = limits.floor_s(case.flops, case.bytes), median_interval(times[fastest])
-        reached = Interval(floor / median.value, floor / median.high, floor / median.low)
+def judge_aim(aim: Aim, case: Case, right: dict[str, Measurement], limits: Limits) -> AimResult:
+    """Whether the fastest of our variants reaches ``aim``, given what was measured of the variants that were right."""
+    ours = [variant.name for variant in case.variants if variant.role == "ours" and variant.name in right]
+    if not ours or (aim.over is not None and aim.over not in right):
+        return AimResult(aim.at_least, aim.over, aim.of, "not measured")
+    fastest = min(ours, key=lambda name: float(np.median(right[name].times)))
+    reached = _reached(aim, case, right[fastest], right.get(aim.over or ""), limits)
+    if reached is None:
+        return AimResult(aim.at_least, aim.over, aim.of, "not measured")
     verdict: Verdict = "within noise"
     if reached.low >= aim.at_least:
         verdict = "met"
     elif reached.high < aim.at_least:
         verdict = "missed"
-    return AimResult(aim.at_least, aim.over, verdict, fastest, reached)
+    return AimResult(aim.at_least, aim.over, aim.of, verdict, fastest, reached)
+
+
+def _reached(aim: Aim, case: Case, ours: Measurement, other: Measurement | None, limits: Limits) -> Interval | None:
+    """Where we stand, in the aim's own measure; None where the system keeps no count of memory."""
+    if aim.of == "memory":
+        if other is None or not ours.peak_extra_bytes or other.peak_extra_bytes is None:
+            return None
+        ratio = other.peak_extra_bytes / ours.peak_extra_bytes
+        return Interval(ratio, ratio, ratio)
+    if other is not None:
+        return ratio_interval(other.times, ours.times)
+    median = median_interval(ours.times)
+    done = limits.floor_s(case.flops, case.bytes) if case.items is None or aim.of == "speed" else case.items[0]
+    return Interval(done / median.value, done / median.high, done / median.low)
 
 
 def _measure(
@@ -104,20 +118,31 @@ def _measure(
     clock = clock_for(setting.device)
     times = time_interleaved(variants, input_sets, clock, setting.seconds)
     peaks = [_peak(variant, input_sets[0], setting.device) for variant in variants]
-    graph_medians: dict[str, float] = {}
-    if setting.device.type == "cuda" and any(variant.cuda_graph for variant in variants):
-        graphs = [capture_cuda_graph(variant, input_sets[0]) for variant in variants if variant.cuda_graph]
-        graph_times = time_interleaved(graphs, input_sets[:1], clock, setting.seconds / 2)
-        graph_medians = {graph.name: float(np.median(row)) for graph, row in zip(graphs, graph_times, strict=True)}
+    graphs, failures = _capture([v for v in variants if v.cuda_graph], input_sets[0], setting.device)
+    graph_times = time_interleaved(graphs, input_sets[:1], clock, setting.seconds / 2) if graphs else []
+    medians = {graph.name: float(np.median(row)) for graph, row in zip(graphs, graph_times, strict=True)}
     return {
-        variant.name: Measurement(row, peak, graph_medians.get(variant.name))
+        variant.name: Measurement(row, peak, medians.get(variant.name), failures.get(variant.name))
         for variant, row, peak in zip(variants, times, peaks, strict=True)
     }
 
 
+def _capture(
+    variants: Sequence[Variant], inputs: tuple[Any, ...], device: torch.device
+) -> tuple[list[Variant], dict[str, str]]:
+    """Variants that replay CUDA graphs (none on a CPU), and why others could not be captured."""
+    graphs, failures = [], {}
+    for variant in variants if device.type == "cuda" else ():
+        try:
+            graphs.append(capture_cuda_graph(variant, inputs))
+        except RuntimeError as error:  # its times without a graph still count
+            failures[variant.name] = str(error).splitlines()[0]
+    return graphs, failures
+
+
 def _peak(variant: Variant, inputs: tuple[Any, ...], device: torch.device) -> int | None:
     with variant.context():
-        return peak_extra_bytes(lambda: variant.run(*inputs), device)
+        return peak_extra_bytes(lambda: (variant.weigh or variant.run)(*inputs), device)
 
 
 def _idle_row(variant: Variant, failures: dict[str, str]) -> Row:
@@ -126,16 +151,15 @@ def _idle_row(variant: Variant, failures: dict[str, str]) -> Row:
     return Row(variant.name, variant.role, "failed", failures[variant.name])
 
 
-def _with_times(
-    row: Row, measured: Measurement, times: dict[str, NDArray[np.float64]], case: Case, limits: Limits
-) -> Row:
+def _with_times(row: Row, right: dict[str, Measurement], case: Case, limits: Limits) -> Row:
+    measured, baseline = right[row.variant], right.get(case.baseline.name)
     time = summarize(measured.times)
-    baseline = times.get(case.baseline.name)
     floor = limits.floor_s(case.flops, case.bytes)
     return dataclasses.replace(
         row,
+        reason=None if measured.graph_failure is None else f"it has no CUDA graph: {measured.graph_failure}",
         time=time,
-        speedup=None if baseline is None else ratio_interval(baseline, measured.times),
+        speedup=None if baseline is None else ratio_interval(baseline.times, measured.times),
         graph_median_s=measured.graph_median_s,
         peak_extra_bytes=measured.peak_extra_bytes,
         flop_rate=case.flops / time.median_s if case.flops else None,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 ROLES = ("baseline", "ours", "peer")
+AIM_OVER = {"memory": "the name of a variant", "items": "None"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Variant:
     timed region. A variant that cannot run here has ``unavailable`` set to the reason, and is listed with it.
     ``cuda_graph``: on a GPU, time the replay of a CUDA graph of the call as well; only for a call that leaves its inputs
     where they are in memory and does not read back to the host.
+    ``weigh``: the call whose peak memory is measured, where that is not ``run``.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Variant:
     context: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
     unavailable: str | None = None
     cuda_graph: bool = False
+    weigh: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -55,12 +58,18 @@ class Variant:
 class Aim:
     """What the fastest available variant of the role ``ours`` is to reach.
 
-    With ``over``, at least ``at_least`` times the speed of the variant of that name; without, at least that share of
-    the machine's limit.
+    Of ``speed``: with ``over``, at least ``at_least`` times the speed of the variant of that name; without, at least that
+    share of the machine's limit. Of ``memory``: the peak memory of ``over`` is at least ``at_least`` times ours. Of
+    ``items``: at least that many items of the case per second.
     """
 
     at_least: float
     over: str | None = None
+    of: Literal["speed", "memory", "items"] = "speed"
+
+    def __post_init__(self) -> None:
+        if (self.of == "memory" and self.over is None) or (self.of == "items" and self.over is not None):
+            raise ValueError(f"an aim of {self.of} has over={self.over!r}; expected {AIM_OVER[self.of]}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +81,8 @@ class Case:
     float64, where that means something) or else with the baseline's answer: ``||answer - truth|| <= tolerance * ||truth||``
     for each tensor.
     ``flops`` and ``bytes`` are what the job must do: the fewest operations, and each input read once and each output
-    written once. ``dtype`` names the matrix-product rate that ``flops`` are held against.
+    written once. ``dtype`` names the matrix-product rate that ``flops`` are held against. ``items`` is what a call gets
+    done, such as ``(75, "pairs")``; the table then has a column of pairs per second.
     """
 
     name: str
@@ -84,6 +94,7 @@ class Case:
     bytes: float = 0
     dtype: torch.dtype = torch.float32
     aims: Sequence[Aim] = ()
+    items: tuple[int, str] | None = None
     input_sets: int | None = None
 
     def __post_init__(self) -> None:
@@ -96,6 +107,8 @@ class Case:
         for aim in self.aims:
             if aim.over is not None and aim.over not in names:
                 raise ValueError(f"case '{self.name}' has an aim over '{aim.over}'; its variants are {names}")
+            if aim.of == "items" and self.items is None:
+                raise ValueError(f"case '{self.name}' has an aim of items per second; expected items, got None")
 
     @property
     def baseline(self) -> Variant:

@@ -17,7 +17,7 @@ from benchmarks.limits import Limits
 from benchmarks.stats import Interval, Summary
 from blip_fast.checkpoints.files import write_atomically
 
-SCHEMA = 1
+SCHEMA = 2
 Verdict = Literal["met", "missed", "within noise", "not measured"]
 T = TypeVar("T")
 
@@ -49,10 +49,11 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class AimResult:
-    """How the fastest of our variants stands to an aim; ``reached`` is the ratio or the share of the limit."""
+    """How the fastest of our variants stands to an aim; ``reached`` is the ratio, the share of the limit, or the rate."""
 
     at_least: float
     over: str | None
+    of: str
     verdict: Verdict
     variant: str | None = None
     reached: Interval | None = None
@@ -60,7 +61,10 @@ class AimResult:
 
 @dataclasses.dataclass(frozen=True)
 class CaseResult:
-    """One case: what the job needs, the limits measured in the same run, and a row for each variant."""
+    """One case: what the job needs, the limits measured in the same run, and a row for each variant.
+
+    ``items``: how many of what a call gets done, such as ``[75, "pairs"]``.
+    """
 
     benchmark: str
     case: str
@@ -70,6 +74,7 @@ class CaseResult:
     tolerance: float
     limits: Limits
     bound: str
+    items: tuple[int, str] | None
     rows: list[Row]
     aims: list[AimResult]
 
@@ -131,7 +136,9 @@ def read(path: Path) -> Document:
 def _case(values: Mapping[str, Any]) -> CaseResult:
     rows = [_build(Row, row | _nested(row, time=Summary, speedup=Interval)) for row in values.get("rows", [])]
     aims = [_build(AimResult, aim | _nested(aim, reached=Interval)) for aim in values.get("aims", [])]
-    return _build(CaseResult, {**values, **_nested(values, limits=Limits), "rows": rows, "aims": aims})
+    items = None if values.get("items") is None else tuple(values["items"])
+    lists = {"rows": rows, "aims": aims} | ({"items": items} if "items" in values else {})
+    return _build(CaseResult, {**values, **_nested(values, limits=Limits), **lists})
 
 
 def _nested(values: Mapping[str, Any], **classes: type[Any]) -> dict[str, Any]:

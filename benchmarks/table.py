@@ -42,10 +42,11 @@ def print_case(case: CaseResult, console: Console) -> None:
     graphs = any(row.graph_median_s is not None for row in case.rows)
     heads = ["median", "20 % - 80 %", "runs", "speed-up", "of limit", "extra memory", "error"]
     table.add_column("variant", overflow="fold")
-    for head in heads + (["CUDA graph"] if graphs else []):
+    for head in heads + ([f"{case.items[1]}/s"] if case.items else []) + (["CUDA graph"] if graphs else []):
         table.add_column(head, justify="right")
     for row in case.rows:
-        cells = _cells(row) + ([_seconds(row.graph_median_s)] if graphs else [])
+        rate = [f"{case.items[0] / row.time.median_s:.4g}" if row.time else "-"] if case.items else []
+        cells = _cells(row) + rate + ([_seconds(row.graph_median_s)] if graphs else [])
         table.add_row(escape(row.variant), *cells, style=STYLES[row.status])
     console.print(table)
     for row in case.rows:
@@ -58,7 +59,7 @@ def print_case(case: CaseResult, console: Console) -> None:
         f"{case.bound} bound, floor {_seconds(limits.floor_s(case.flops, case.bytes))}"
     )
     for aim in case.aims:
-        console.print(f"  {escape(describe_aim(aim))}")
+        console.print(f"  {escape(describe_aim(aim, case.items))}")
     console.print()
 
 
@@ -93,13 +94,21 @@ def describe_speedup(speedup: Interval) -> str:
     return f"{speedup.value:.3g}x [{speedup.low:.3g}, {speedup.high:.3g}]"
 
 
-def describe_aim(aim: AimResult) -> str:
-    """An aim and how it stands, in a line."""
-    wanted = f"{aim.at_least:g} x {aim.over}" if aim.over else f"{aim.at_least:.0%} of the limit"
+def describe_aim(aim: AimResult, items: tuple[int, str] | None = None) -> str:
+    """An aim and how it stands, in a line; ``items`` are those of the case."""
+    if aim.of == "memory":
+        wanted = f"1/{aim.at_least:.3g} of the memory of {aim.over}"
+    elif aim.of == "items" and items is not None:
+        wanted = f"{aim.at_least:g} {items[1]}/s"
+    else:
+        wanted = f"{aim.at_least:g} x {aim.over}" if aim.over else f"{aim.at_least:.0%} of the limit"
     if aim.reached is None:
         return f"aim {wanted}: {aim.verdict}"
     low, value, high = aim.reached.low, aim.reached.value, aim.reached.high
-    reached = f"{value:.3g} [{low:.3g}, {high:.3g}]" if aim.over else f"{value:.0%} [{low:.0%}, {high:.0%}]"
+    share = aim.of == "speed" and not aim.over
+    reached = f"{value:.0%} [{low:.0%}, {high:.0%}]" if share else f"{value:.4g} [{low:.4g}, {high:.4g}]"
+    if aim.of == "memory":
+        reached = f"1/{value:.3g}"
     return f"aim {wanted}: {aim.verdict}, {reached} by {aim.variant}"
 
 
