@@ -23,10 +23,10 @@ from blip_fast.training.loop import StepReport
 from blip_fast.training.meters import MetricLog
 from blip_fast.training.seeding import deterministic_algorithms, seed_everything
 
-DEFAULT_STEPS = 450
+DEFAULT_STEPS = 540
 BATCH_SIZE = 26
 _EPOCHS = 12
-_LAST_LR_SHARE = 0.02
+_LAST_LR_SHARE = 0.1
 _MODEL: dict[str, Any] = {
     "image_size": 64,
     "vit_patch": 8,
