@@ -79,6 +79,7 @@ def image_queries(result: DemoResult, uris: list[str]) -> list[dict[str, Any]]:
         {
             "uri": uris[query],
             "truth": captions[query],
+            "match": float(result.matching[query, query]),
             "rank": rank,
             "found": [
                 {"text": captions[index], "right": index == query, "match": float(result.matching[query, index])}
