@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.captions import caption_lengths, padded_texts
-from benchmarks.job import Aim, Case, Setting, Variant
+from benchmarks.job import Case, Setting, Variant
 from benchmarks.weights import same_weights
 from blip_fast import models, reference
 from blip_fast.config import BlipConfig
@@ -39,7 +39,6 @@ def _case(dtype: torch.dtype, device: torch.device) -> Case:
     torch.manual_seed(0)
     published = reference.BlipRetrieval(config).to(device).eval()
     fast = same_weights(published, models.BlipRetrieval)
-    half = dtype == torch.bfloat16
 
     def inputs(seed: int) -> tuple[Tensor, ...]:
         generator = torch.Generator(device).manual_seed(seed)

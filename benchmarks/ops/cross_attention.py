@@ -138,7 +138,7 @@ def eager_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class TrainingForms(Forms):
-    """Forward and backward. Inputs: query (T, H, D), key_value (B, L, 2, H, D), padded query (S N, H, D), grad_out (T, H, D)."""
+    """Forward and backward. Inputs: query and grad_out (T, H, D), key_value (B, L, 2, H, D), padded query (S N, H, D)."""
 
     def published(self, query: Tensor, key_value: Tensor, padded: Tensor, grad_out: Tensor) -> Answer:
         return self.with_copies(eager_attention, key_value, padded, grad_out)
