@@ -61,6 +61,13 @@ class CountReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def count_flops(call: Callable[[], Any]) -> dict[str, int]:
+    """FLOPs of a call, by operation; by the counter's convention only matrix products and attention count."""
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        call()
+    return {str(operation): count for operation, count in counter.get_flop_counts()["Global"].items()}
+
+
 def pretraining_flops(
     model_class: type[reference.BlipPretrain], config: BlipConfig, batch: int, seed: int = 0
 ) -> dict[str, int]:
@@ -77,9 +84,8 @@ def pretraining_flops(
         image = torch.empty(batch, 3, config.image_size, config.image_size)
     ids, mask = padded_texts(caption_lengths(batch, seed), PADDED_LENGTH, config, seed)
     rows = torch.arange(batch)
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        model(image, ids, mask, alpha=ALPHA, negatives=(rows.roll(1), rows.roll(-1))).loss.backward()
-    return {str(operation): count for operation, count in counter.get_flop_counts()["Global"].items()}
+    negatives = (rows.roll(1), rows.roll(-1))
+    return count_flops(lambda: model(image, ids, mask, alpha=ALPHA, negatives=negatives).loss.backward())
 
 
 def fused_reads(config: BlipConfig, batch: int) -> list[str]:

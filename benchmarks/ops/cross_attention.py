@@ -128,6 +128,10 @@ class Forms:
         """The published form in float64."""
         return self.published(*(t.detach().double().requires_grad_(t.requires_grad) for t in inputs))
 
+    def published(self, *inputs: Tensor) -> Answer:
+        """The published form; each kind of job has its own."""
+        raise TypeError(f"{type(self).__name__} does not say what the published form is")
+
     def others(self) -> list[Variant]:
         return []
 
