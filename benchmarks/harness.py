@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,7 +119,9 @@ def _measure(
     times = time_interleaved(variants, input_sets, clock, setting.seconds)
     peaks = [_peak(variant, input_sets[0], setting.device) for variant in variants]
     graphs, failures = _capture([v for v in variants if v.cuda_graph], input_sets[0], setting.device)
-    graph_times = time_interleaved(graphs, input_sets[:1], clock, setting.seconds / 2) if graphs else []
+    graph_times: Iterable[NDArray[np.float64]] = ()
+    if graphs:
+        graph_times = time_interleaved(graphs, input_sets[:1], clock, setting.seconds / 2)
     medians = {graph.name: float(np.median(row)) for graph, row in zip(graphs, graph_times, strict=True)}
     return {
         variant.name: Measurement(row, peak, medians.get(variant.name), failures.get(variant.name))

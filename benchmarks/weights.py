@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
@@ -17,8 +17,8 @@ def same_weights(model: nn.Module, model_class: type[Model]) -> Model:
     """A model of ``model_class``, a subclass that adds no state, on the parameters and buffers of ``model``."""
     tensors = [*model.parameters(), *model.buffers()]
     result = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-    result.__class__ = model_class  # type: ignore[assignment]
-    return result  # type: ignore[return-value]
+    result.__class__ = model_class
+    return cast(Model, result)
 
 
 class Weights:

@@ -58,3 +58,11 @@ class NLVROutput(NamedTuple):
 
     loss: Tensor | None
     logits: Tensor
+
+
+@dataclass(frozen=True)
+class VisDialOutput:
+    """Matching loss (scalar; None without labels) and logits (B, C, 2) of C answers to each of B dialogues."""
+
+    loss: Tensor | None
+    logits: Tensor

@@ -90,7 +90,8 @@ def contrastive_sweep_kernel(
     p_text_queue,
     p_temp,  # ()
     p_alpha,  # ()
-    p_sim,  # out: (2, B, N)
+    p_sim_i2t,  # out: (B, N)
+    p_sim_t2i,
     p_max,  # out: (2, splits, 2 B), logits to base 2
     p_total,  # out: (2, splits, 2 B)
     p_expected,  # out: (2, splits, 2 B, E)
@@ -110,10 +111,9 @@ def contrastive_sweep_kernel(
     if (i_row * BLOCK_R >= B) & (tl.load(p_alpha) == 0):
         return
     if direction == 0:
-        p_x, p_x_m, p_batch, p_queue = p_image, p_image_m, p_text_m, p_text_queue
+        p_x, p_x_m, p_batch, p_queue, p_sim = p_image, p_image_m, p_text_m, p_text_queue, p_sim_i2t
     else:
-        p_x, p_x_m, p_batch, p_queue = p_text, p_text_m, p_image_m, p_image_queue
-    p_sim += direction.to(tl.int64) * B * N
+        p_x, p_x_m, p_batch, p_queue, p_sim = p_text, p_text_m, p_image_m, p_image_queue, p_sim_t2i
     o_r, o_e = i_row * BLOCK_R + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_E)
     b_x = _rows(p_x, p_x_m, o_r, o_e, B, E, offset) if BLOCK_C == BLOCK_E else 0
     temp = tl.load(p_temp)
@@ -177,7 +177,8 @@ def contrastive_finish_kernel(
     p_max,  # (2, splits, 2 B)
     p_total,
     p_expected,  # (2, splits, 2 B, E)
-    p_gradient,  # out: (2, B, E)
+    p_gradient_image,  # out: (B, E)
+    p_gradient_text,
     p_row,  # out: (2, 2, B): loss of the row, and its part of the gradient of temp
     B,
     E,
@@ -191,9 +192,9 @@ def contrastive_finish_kernel(
     o_e = tl.arange(0, BLOCK_E)
     e_in = o_e < E
     if direction == 0:
-        p_x, p_batch = p_image, p_text_m
+        p_x, p_batch, p_gradient = p_image, p_text_m, p_gradient_image
     else:
-        p_x, p_batch = p_text, p_image_m
+        p_x, p_batch, p_gradient = p_text, p_image_m, p_gradient_text
     start = direction.to(tl.int64) * splits * 2 * B
     p_max, p_total, p_expected = p_max + start, p_total + start, p_expected + start * E
     b_x = tl.load(p_x + row * E + o_e, mask=e_in, other=0.0).to(tl.float32)
@@ -208,7 +209,7 @@ def contrastive_finish_kernel(
     lse, b_expected = _merge(p_max, p_total, p_expected, row, 2 * B, splits, E, BLOCK_S, BLOCK_E)
     loss = lse * LN2 - tl.sum(b_x * b_target, axis=0) / temp
     b_gradient = (b_expected - b_target) / (temp * 2 * B)
-    tl.store(p_gradient + (direction * B + row) * E + o_e, b_gradient, mask=e_in)
+    tl.store(p_gradient + row * E + o_e, b_gradient, mask=e_in)
     tl.store(p_row + direction * B + row, loss)
     tl.store(p_row + (2 + direction) * B + row, -tl.sum(b_x * b_gradient, axis=0) / temp)
 
@@ -306,20 +307,21 @@ def contrastive_loss(
         return torch.empty(shape, dtype=torch.float32, device=image_feat.device)
 
     online, momentum, queues = (image_feat, text_feat), (image_feat_m, text_feat_m), (image_queue, text_queue)
-    sims, maximum, total = empty(2, batch, gathered), empty(2, c.splits, 2 * batch), empty(2, c.splits, 2 * batch)
-    expected, gradients = empty(2, c.splits, 2 * batch, embed), empty(2, batch, embed)
+    sims, gradients = [empty(batch, gathered) for _ in range(2)], [empty(batch, embed) for _ in range(2)]
+    maximum, total = empty(2, c.splits, 2 * batch), empty(2, c.splits, 2 * batch)
+    expected = empty(2, c.splits, 2 * batch, embed)
     rows, loss, grad_temp = empty(2, 2, batch), empty(), empty()
     sizes = (batch, gathered, queued, embed, offset)
     contrastive_sweep_kernel[(triton.cdiv(2 * batch, c.block_r), c.splits, 2)](
-        *online, *momentum, *queues, temp, alpha, sims, maximum, total, expected, *sizes, c.splits,
+        *online, *momentum, *queues, temp, alpha, *sims, maximum, total, expected, *sizes, c.splits,
         BLOCK_R=c.block_r, BLOCK_J=c.block_j, BLOCK_E=c.block_e, BLOCK_C=c.block_c,
         PRECISION=c.precision, num_warps=c.num_warps, num_stages=c.num_stages,
     )  # fmt: skip
-    positive = gradients  # unread without ids
+    positive = maximum  # unread without ids
     if ids is not None and queue_ids is not None:
         positive = mean_positive_keys(momentum, queues, ids, queue_ids, batch, offset)
     contrastive_finish_kernel[(batch, 2)](
-        *online, *momentum, positive, temp, alpha, maximum, total, expected, gradients, rows, batch, embed, offset,
+        *online, *momentum, positive, temp, alpha, maximum, total, expected, *gradients, rows, batch, embed, offset,
         c.splits, HAS_IDS=ids is not None, BLOCK_S=MERGE_SPLITS, BLOCK_E=c.block_e, num_warps=4,
     )  # fmt: skip
     contrastive_reduce_kernel[(1,)](rows, loss, grad_temp, batch, BLOCK=REDUCE_BLOCK, num_warps=4)
@@ -338,7 +340,7 @@ def _floats(*names: str) -> dict[str, str]:
 def _sweep_specimen(dtype: str, queue: str, batch: int, embed: int = 256) -> Specimen:
     c = config_for(batch, batch, 57_600, embed, DTYPES[dtype], DTYPES[queue], 132)
     inputs = dict.fromkeys(FEATURES, f"*{dtype}") | dict.fromkeys(("p_image_queue", "p_text_queue"), f"*{queue}")
-    floats = _floats("p_temp", "p_alpha", "p_sim", "p_max", "p_total", "p_expected")
+    floats = _floats("p_temp", "p_alpha", "p_sim_i2t", "p_sim_t2i", "p_max", "p_total", "p_expected")
     blocks = {"BLOCK_R": c.block_r, "BLOCK_J": c.block_j, "BLOCK_E": c.block_e, "BLOCK_C": c.block_c}
     return Specimen(
         contrastive_sweep_kernel,
@@ -359,7 +361,17 @@ SPECIMENS = [
         contrastive_finish_kernel,
         {
             **dict.fromkeys(FEATURES, "*bf16"),
-            **_floats("p_positive", "p_temp", "p_alpha", "p_max", "p_total", "p_expected", "p_gradient", "p_row"),
+            **_floats(
+                "p_positive",
+                "p_temp",
+                "p_alpha",
+                "p_max",
+                "p_total",
+                "p_expected",
+                "p_gradient_image",
+                "p_gradient_text",
+                "p_row",
+            ),
             **dict.fromkeys(("B", "E", "offset", "splits"), "i32"),
         },
         {"HAS_IDS": False, "BLOCK_S": MERGE_SPLITS, "BLOCK_E": 256},

@@ -23,33 +23,9 @@ import triton.language as tl
 from torch import Tensor
 
 from blip_fast.kernels.aot import Specimen
+from blip_fast.kernels.counted_rows import compact_rows, scatter_rows
 
 D_BYTES = 12 << 20  # of D in scratch memory: about 3 % of what the eager gradient of the logits takes at 1,000 rows
-
-
-@triton.jit
-def compact_kernel(p_labels, p_rows, T, ignore_index, BLOCK: tl.constexpr):
-    """p_rows (T + 1): indices of the counted rows in order, and their number in the last place. One program."""
-    count = 0
-    for start in range(0, T, BLOCK):
-        o_t = start + tl.arange(0, BLOCK)
-        counted = (tl.load(p_labels + o_t, mask=o_t < T, other=ignore_index) != ignore_index).to(tl.int32)
-        place = count + tl.cumsum(counted, 0) - counted
-        tl.store(p_rows + place, o_t, mask=counted == 1)
-        count += tl.sum(counted, 0)
-    tl.store(p_rows + T, count)
-
-
-@triton.jit
-def gather_kernel(p_hidden, p_rows, p_out, T, C, BC: tl.constexpr):
-    """Counted rows of hidden (T, C) to the front of p_out (T, C)."""
-    r = tl.program_id(0).to(tl.int64)
-    if r >= tl.load(p_rows + T):
-        return
-    row = tl.load(p_rows + r).to(tl.int64)
-    for c in range(0, C, BC):
-        o_c = c + tl.arange(0, BC)
-        tl.store(p_out + r * C + o_c, tl.load(p_hidden + row * C + o_c, mask=o_c < C), mask=o_c < C)
 
 
 @triton.jit
@@ -301,28 +277,6 @@ def grad_hidden_kernel(
     tl.store(p_out, b_sum, mask=inside & columns)
 
 
-@triton.jit
-def scatter_kernel(
-    p_sum,  # (splits, T, C), compacted rows
-    p_rows,
-    p_grad_hidden,  # (T, C), zero
-    T,
-    C,
-    SPLITS: tl.constexpr,
-    BC: tl.constexpr,
-):
-    r = tl.program_id(0).to(tl.int64)
-    if r >= tl.load(p_rows + T):
-        return
-    row = tl.load(p_rows + r).to(tl.int64)
-    for c in range(0, C, BC):
-        o_c = c + tl.arange(0, BC)
-        b_sum = tl.zeros((BC,), tl.float32)
-        for s in tl.static_range(SPLITS):
-            b_sum += tl.load(p_sum + (s * T + r) * C + o_c, mask=o_c < C, other=0.0)
-        tl.store(p_grad_hidden + row * C + o_c, b_sum.to(p_grad_hidden.dtype.element_ty), mask=o_c < C)
-
-
 @dataclasses.dataclass(frozen=True)
 class Tile:
     """Shape of a product's tile and of its pipeline."""
@@ -364,16 +318,6 @@ def _precision() -> str:
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-def _compact(hidden: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Indices of the counted rows (and their number), and those rows of hidden."""
-    T, C = hidden.shape
-    rows = torch.empty(T + 1, dtype=torch.int32, device=labels.device)
-    counted = torch.empty_like(hidden)
-    compact_kernel[(1,)](labels, rows, T, ignore_index, BLOCK=1024, num_warps=8)
-    gather_kernel[(T,)](hidden, rows, counted, T, C, BC=1024, num_warps=4)
-    return rows, counted
-
-
 def forward(
     hidden: Tensor,
     weight: Tensor,
@@ -389,7 +333,7 @@ def forward(
     logits = torch.empty_like(weight) if keep_logits else weight.new_empty(0)
     if T == 0:
         return losses, lse, logits
-    rows, hidden = _compact(hidden, labels, ignore_index)
+    rows, hidden = compact_rows(hidden, labels, ignore_index)
     tile = configuration(hidden.dtype, T).forward
     tiles = triton.cdiv(V, tile.rows)
     statistics = torch.empty(tiles, 3, T, dtype=torch.float32, device=hidden.device)
@@ -430,7 +374,7 @@ def backward(
         out.zero_()
         return grad_hidden, grad_weight, weight.new_zeros(V if need_bias else 0)
     config, precision = configuration(hidden.dtype, T), _precision()
-    rows, hidden = _compact(hidden, labels, ignore_index)
+    rows, hidden = compact_rows(hidden, labels, ignore_index)
     stride = triton.cdiv(T, 16) * 16
     chunk = min(V, max(1024, D_BYTES // (stride * weight.element_size()) // 256 * 256))
     d = weight.new_empty(chunk, stride)
@@ -461,12 +405,12 @@ def backward(
                 BT=tile.rows, BC=tile.columns, BK=tile.depth, num_warps=tile.num_warps, num_stages=tile.num_stages,
             )  # fmt: skip
     if need_hidden:
-        scatter_kernel[(T,)](partial, rows, grad_hidden, T, C, SPLITS=splits, BC=1024, num_warps=4)
+        scatter_rows(partial, rows, grad_hidden)
     return grad_hidden, grad_weight, sums.sum(0).to(weight.dtype) if need_bias else weight.new_empty(0)
 
 
 def _specimens() -> list[Specimen]:
-    types = {"p_labels": "*i64", "p_rows": "*i32", "smoothing": "fp32", "ignore_index": "i64"}
+    types = {"p_labels": "*i64", "p_rows": "*i32", "smoothing": "fp32"}
     types |= dict.fromkeys(("p_statistics", "p_at_label", "p_losses", "p_lse", "p_grad_losses", "p_grad_bias"), "*fp32")
     found = []
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
@@ -476,13 +420,10 @@ def _specimens() -> list[Specimen]:
             (logits_gradient_kernel, config.gradient, ("BV", "BT", "BK")),
             (grad_weight_kernel, config.weight, ("BV", "BC", "BK")),
             (grad_hidden_kernel, config.hidden, ("BT", "BC", "BK")),
-            (compact_kernel, Tile(1024, 0, 0, 8, 2), ("BLOCK",)),
-            (gather_kernel, Tile(1024, 0, 0, 4, 2), ("BC",)),
             (combine_kernel, Tile(32, 0, 0, 1, 2), ("BT",)),
-            (scatter_kernel, Tile(1024, 0, 0, 4, 2), ("BC",)),
         ):
             flags = dict.fromkeys(("KEEP", "KEPT", "HAS_BIAS", "NEED_BIAS", "ADD", "SMOOTH"), True)
-            flags |= {"PRECISION": "ieee", "SPLITS": 2}
+            flags["PRECISION"] = "ieee"
             flags |= zip(blocks, (tile.rows, tile.columns, tile.depth), strict=False)
             constants = {key: value for key, value in flags.items() if key in kernel.arg_names}
             signature = {
@@ -490,7 +431,7 @@ def _specimens() -> list[Specimen]:
                 for key in kernel.arg_names
                 if key not in constants
             }
-            if kernel in (grad_hidden_kernel, scatter_kernel):
+            if kernel is grad_hidden_kernel:
                 signature["p_sum"] = "*fp32"
             aligned = tuple(key for key in ("T", "C", "stride", "chunk", "first") if key in signature)
             variants = [constants] if "KEPT" not in constants else [constants, constants | {"KEPT": False}]

@@ -1,6 +1,6 @@
 """What a BLIP-base pre-training step costs, counted and not timed: FLOPs, and how often the host waits for the device.
 
-    python -m benchmarks.models.counts --output benchmarks/results/counts.json
+python -m benchmarks.models.counts --output benchmarks/results/counts.json
 """
 
 from __future__ import annotations

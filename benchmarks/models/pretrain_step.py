@@ -29,7 +29,7 @@ from blip_fast.optim import AdamWMomentum
 
 PLACE = 60  # compiling takes long: what is quick comes first
 ALPHA = 0.4
-RECIPE = {"lr": 3e-4, "weight_decay": 0.05}  # as published
+RECIPE: dict[str, Any] = {"lr": 3e-4, "weight_decay": 0.05}  # as published
 BATCHES = {"cpu": (4,), "cuda": (75, 256)}
 LARGEST_PUBLISHED = 75  # of the published model on a GPU: its activations in fp32 take all memory above
 TOLERANCE = {"cpu": 1e-4, "cuda": 0.1}  # of losses and gradients; on a GPU bf16 against fp32
@@ -100,11 +100,9 @@ def _case(name: str, config: BlipConfig, batch: int, device: torch.device) -> Ca
     trained = [parameter for parameter in published.parameters() if parameter.requires_grad]
     fits = not on_gpu or batch <= LARGEST_PUBLISHED
 
-    def variant(
-        name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None, **options: Any
-    ) -> Variant:
+    def variant(name: str, model: Any, optimizer: torch.optim.Optimizer | None = None, **options: Any) -> Variant:
         if optimizer is None:
-            optimizer = AdamWMomentum(trained, model.momentum_pairs(), config.momentum, **RECIPE)  # type: ignore[operator]
+            optimizer = AdamWMomentum(trained, model.momentum_pairs(), config.momentum, **RECIPE)
         step = Step(model, optimizer, on_gpu and model is not published)
         weigh = dataclasses.replace(step, drop_gradients=False)
         return Variant(name, step, context=weights.restored, weigh=weigh, **options)

@@ -51,7 +51,9 @@ HEADS = {
         ),
         # A VQA decoder looks at states of questions, not of images.
         Head("caption", "BlipCaptioner", (_DECODER,), hf_class="BlipForConditionalGeneration", refused=("vqa",)),
-        Head("itm", "BlipITM", ("itm_head.weight",), hf_class="BlipForImageTextRetrieval"),
+        Head("itm", "BlipITM", ("itm_head.weight", "vision_proj.weight"), hf_class="BlipForImageTextRetrieval"),
+        # Published checkpoints have no projection of captions, which a model of two widths needs.
+        Head("visdial", "BlipVisDial", ("itm_head.weight",), trained_anew=r"caption_proj\..*"),
         Head("features", "BlipFeatureExtractor", (_ENCODER,)),
     )
 }

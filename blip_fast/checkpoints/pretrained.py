@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from blip_fast.checkpoints.files import CONFIG_FILE, write_folder
 from blip_fast.checkpoints.heads import HEADS, HF_CLASSES, head_of
@@ -56,6 +56,11 @@ class PretrainedModel(nn.Module):
         self.config = config
 
     @classmethod
+    def options(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Arguments of the constructor, beside the configuration, that follow from what a checkpoint holds."""
+        return {}
+
+    @classmethod
     def from_pretrained(cls: type[Model], source: Source, **overrides: Any) -> Model:
         """A model from a checkpoint, on the CPU, in torch's default dtype and in eval mode.
 
@@ -69,12 +74,13 @@ class PretrainedModel(nn.Module):
         """
         checkpoint = read_checkpoint(source, cls.head)
         config = BlipConfig.from_dict(checkpoint.values | overrides)
+        options = cls.options(checkpoint.state)
         with torch.device("meta"):
-            model = cls(config)
+            model = cls(config, **options)
         matching, report = fit(model, checkpoint.state)
         check_complete(report, cls.head, checkpoint.state, source)
         if report.initial:
-            model = cls(config)
+            model = cls(config, **options)
         else:  # every tensor is overwritten: initial values, which take longer than the loading, are not computed
             materialise(model)
         model.load_state_dict(matching, strict=False)
@@ -160,7 +166,11 @@ def _read_own_files(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
     if version != expected or config.get("head") not in HEADS or not isinstance(config.get("config"), Mapping):
         raise ValueError(f"{folder / CONFIG_FILE} has format_version={version!r} and head={config.get('head')!r}; "
                          f"expected {expected}, one of {', '.join(HEADS)}, and a 'config'")  # fmt: skip
-    return Checkpoint(read_state(weight_file(folder))[0], dict(config["config"]), config["head"])
+    state = read_state(weight_file(folder))[0]
+    # Another head may know a tied tensor only by the name under which it is not stored.
+    ties = config.get("ties", {})
+    state |= {alias: state[name] for alias, name in ties.items() if name in state}
+    return Checkpoint(state, dict(config["config"]), config["head"])
 
 
 def _only_checkpoint(folder: Path) -> Path:
@@ -185,7 +195,7 @@ def _write_own_files(folder: Path, model: PretrainedModel, tokenizer: PreTrained
     ties = tied_names(model)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in ties}
     save_file(state, folder / WEIGHT_FILES[0], metadata={"format": "pt"})
-    content = _OWN_FORMAT | dict(head=HEADS[model.head].name, config=model.config.to_dict())
+    content = _OWN_FORMAT | dict(head=HEADS[model.head].name, config=model.config.to_dict(), ties=ties)
     (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

@@ -9,6 +9,8 @@ from blip_fast.models.itm import BlipITM
 from blip_fast.models.nlvr import BlipNLVR
 from blip_fast.models.pretrain import BlipPretrain
 from blip_fast.models.retrieval import BlipRetrieval, rerank
+from blip_fast.models.video import BlipVideoQA, BlipVideoRetrieval
+from blip_fast.models.visdial import BlipVisDial
 from blip_fast.models.vqa import BlipVQA
 
 __all__ = [
@@ -20,5 +22,8 @@ __all__ = [
     "BlipPretrain",
     "BlipRetrieval",
     "BlipVQA",
+    "BlipVideoQA",
+    "BlipVideoRetrieval",
+    "BlipVisDial",
     "rerank",
 ]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from blip_fast.data.tokens import PROMPT, cached_tokenizer, strings_of
 from blip_fast.models.decoding import DecodingSession
-from blip_fast.models.packing import PackedTexts, pack
+from blip_fast.models.packing import PackedTexts
+from blip_fast.models.strings import Texts, pack_texts
 from blip_fast.models.text import AttentionDropout, LookAt, decoder_stream, run_layers, token_losses
 from blip_fast.models.vit import image_states
 from blip_fast.outputs import CaptionOutput
@@ -19,12 +21,20 @@ class BlipCaptioner(ReferenceCaptioner):
     def forward(
         self,
         image: Tensor,
-        input_ids: Tensor | PackedTexts,
+        input_ids: Texts,
         attention_mask: Tensor | None = None,
         prompt_length: int = 4,
+        prompt: str = PROMPT,
     ) -> CaptionOutput:
-        """Language-modelling loss of captions. Arguments are the reference's; captions may come packed."""
-        texts = pack(input_ids, attention_mask).with_first_token(self.config.dec_token_id)
+        """Language-modelling loss of captions. Arguments are the reference's; captions may come packed.
+
+        They may also be strings without the prompt: ``prompt`` is put in front of each and tells ``prompt_length``.
+        """
+        if not isinstance(input_ids, (Tensor, PackedTexts)):
+            input_ids = [prompt + caption for caption in strings_of(input_ids)]
+            prompt_length = len(cached_tokenizer()(prompt).input_ids) - 1
+        texts = pack_texts(input_ids, attention_mask, "caption", self.config, image.device)
+        texts = texts.with_first_token(self.config.dec_token_id)
         states = image_states(self.visual_encoder, image)
         dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, states.device)
         own = torch.arange(len(texts), device=states.device)

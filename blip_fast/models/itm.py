@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blip_fast.models.packing import PackedTexts, pack
+from blip_fast.models.strings import Texts, pack_texts
 from blip_fast.models.text import AttentionDropout, LookAt, encoder_stream, run_layers
 from blip_fast.models.vit import class_state, image_states
 from blip_fast.reference.itm import BlipITM as ReferenceITM
@@ -18,7 +18,7 @@ class BlipITM(ReferenceITM):
     def itm(
         self,
         image: Tensor,
-        input_ids: Tensor | PackedTexts,
+        input_ids: Texts,
         attention_mask: Tensor | None = None,
         image_of_text: Tensor | None = None,
     ) -> Tensor:
@@ -26,10 +26,10 @@ class BlipITM(ReferenceITM):
 
         Args:
             image: (B, 3, S, S) normalised images.
-            input_ids, attention_mask: (S, N) texts, [CLS] first; or packed texts.
+            input_ids, attention_mask: (S, N) texts, [CLS] first; or packed texts, or strings.
             image_of_text: (S,) image of each text; None pairs image b with text b, or the only image with all texts.
         """
-        texts = pack(input_ids, attention_mask)
+        texts = pack_texts(input_ids, attention_mask, "itm", self.config, image.device)
         if image_of_text is None:
             image_of_text = self._default_images(len(image), len(texts), image.device)
         states = image_states(self.visual_encoder, image)
@@ -37,9 +37,9 @@ class BlipITM(ReferenceITM):
         stream = encoder_stream(self.text_encoder, texts, image_of_text)
         return self.itm_head(run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states, dropout))[0])
 
-    def itc(self, image: Tensor, input_ids: Tensor | PackedTexts, attention_mask: Tensor | None = None) -> Tensor:
-        """Cosine similarities (B, S) of all images (B, 3, S, S) with all texts, ids and mask (S, N)."""
-        texts = pack(input_ids, attention_mask)
+    def itc(self, image: Tensor, input_ids: Texts, attention_mask: Tensor | None = None) -> Tensor:
+        """Cosine similarities (B, S) of all images (B, 3, S, S) with all texts, ids and mask (S, N), or strings."""
+        texts = pack_texts(input_ids, attention_mask, "itm", self.config, image.device)
         dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, image.device)
         stream = encoder_stream(self.text_encoder, texts)
         (text_state,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout)

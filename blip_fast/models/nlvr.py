@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blip_fast.models.packing import PackedTexts, pack
+from blip_fast.models.strings import Texts, pack_texts
 from blip_fast.models.text import AttentionDropout, Layout, attend_states, encoder_stream, run_layers
 from blip_fast.models.vit import image_states
 from blip_fast.outputs import NLVROutput
@@ -22,14 +22,18 @@ class BlipNLVR(ReferenceNLVR):
     def forward(
         self,
         image_pairs: Tensor,
-        input_ids: Tensor | PackedTexts,
+        input_ids: Texts,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> NLVROutput:
-        """Loss (with labels) and logits (B, 2) of "false" and "true". Arguments are the reference's."""
+        """Loss (with labels) and logits (B, 2) of "false" and "true". Arguments are the reference's.
+
+        Sentences may come packed, or as strings.
+        """
         if image_pairs.ndim != 5 or image_pairs.shape[1] != 2:
             raise ValueError(f"image_pairs has shape {tuple(image_pairs.shape)}; expected (B, 2, 3, S, S)")
-        texts = pack(input_ids, attention_mask).with_first_token(self.config.enc_token_id)
+        texts = pack_texts(input_ids, attention_mask, "nlvr", self.config, image_pairs.device)
+        texts = texts.with_first_token(self.config.enc_token_id)
         states = image_states(self.visual_encoder, image_pairs.transpose(0, 1).flatten(0, 1))
         dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, states.device)
         own = torch.arange(len(texts), device=states.device)

@@ -89,6 +89,28 @@ class PackedTexts:
         return PackedTexts(ids, positions, cu_seqlens, self.max_length, exact)
 
 
+def join_texts(first: PackedTexts, second: PackedTexts) -> PackedTexts:
+    """Text s of ``first``, then text s of ``second`` without its first token, as one text each."""
+    if len(first) != len(second):
+        raise ValueError(f"first has {len(first)} texts and second {len(second)}; expected as many")
+    texts = torch.arange(len(first) + 1, device=first.cu_seqlens.device, dtype=torch.int32)
+    cu_seqlens = first.cu_seqlens + second.cu_seqlens - texts
+    capacity = first.input_ids.shape[0] + second.input_ids.shape[0] - len(first)
+    rows = torch.arange(capacity, device=texts.device, dtype=torch.int32)
+    text = torch.searchsorted(cu_seqlens[1:], rows, right=True).clamp(max=len(first) - 1)
+    positions = rows - cu_seqlens.index_select(0, text)
+    behind = positions - first.cu_seqlens.diff().index_select(0, text)
+    from_first = first.cu_seqlens.index_select(0, text) + positions
+    from_second = second.cu_seqlens.index_select(0, text) + behind + 1
+    ids = torch.where(
+        behind < 0,
+        first.input_ids.index_select(0, from_first.clamp(max=first.input_ids.shape[0] - 1)),
+        second.input_ids.index_select(0, from_second.clamp(0, second.input_ids.shape[0] - 1)),
+    )
+    max_length = first.max_length + second.max_length - 1
+    return PackedTexts(ids, positions.clamp(max=max_length - 1), cu_seqlens, max_length, first.exact and second.exact)
+
+
 def pack(input_ids: Tensor | PackedTexts, attention_mask: Tensor | None = None) -> PackedTexts:
     """Pack padded texts; packed ones are returned as they are.
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from blip_fast.models.momentum_model import MomentumModel
-from blip_fast.models.packing import PackedTexts, pack
+from blip_fast.models.packing import PackedTexts
+from blip_fast.models.strings import Texts, pack_texts
 from blip_fast.models.text import LookAt, decoder_stream, run_layers, token_losses
 from blip_fast.ops import contrastive_loss
 from blip_fast.outputs import Negatives, PretrainOutput
@@ -19,7 +20,7 @@ class BlipPretrain(MomentumModel, ReferencePretrain):
     def forward(
         self,
         image: Tensor,
-        input_ids: Tensor | PackedTexts,
+        input_ids: Texts,
         attention_mask: Tensor | None = None,
         alpha: float | Tensor = 0.0,
         negatives: tuple[Tensor, Tensor] | None = None,
@@ -28,12 +29,12 @@ class BlipPretrain(MomentumModel, ReferencePretrain):
 
         Args:
             image: (B, 3, S, S) normalised images.
-            input_ids: (B, N) ids, [CLS] first, right-padded with 0; or packed texts.
+            input_ids: (B, N) ids, [CLS] first, right-padded with 0; or packed texts, or strings.
             attention_mask: (B, N), 1 for tokens and 0 for padding; best left on the CPU, see `blip_fast.models.packing`.
             alpha: weight of the momentum targets, in [0, 1].
             negatives: (image_for_text, text_for_image), (B,) row indices each; None draws them.
         """
-        texts = pack(input_ids, attention_mask)
+        texts = pack_texts(input_ids, attention_mask, "pretrain", self.config, image.device)
         self.clamp_temperature()
         states, image_feat, text_feat = self.features(image, texts)
         self.update_momentum()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from blip_fast.models.momentum_model import MomentumModel
 from blip_fast.models.packing import PackedTexts, pack
+from blip_fast.models.strings import Texts, pack_texts, padded_texts
 from blip_fast.models.text import LookAt, run_layers
 from blip_fast.models.vit import image_states
 from blip_fast.ops import contrastive_loss
@@ -23,13 +26,17 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
     def forward(
         self,
         image: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor,
+        input_ids: Tensor | Sequence[str],
+        attention_mask: Tensor | None,
         ids: Tensor,
         alpha: float | Tensor,
         negatives: tuple[Tensor, Tensor] | None = None,
     ) -> RetrievalOutput:
-        """One training step's losses; momentum encoders and queues move on. Arguments are the reference's."""
+        """One training step's losses; momentum encoders and queues move on. Arguments are the reference's.
+
+        Texts may come as strings, without a mask.
+        """
+        input_ids, attention_mask = padded_texts(input_ids, attention_mask, "retrieval", self.config, image.device)
         texts = pack(input_ids, attention_mask)
         self.clamp_temperature()
         states, image_feat, text_feat = self.features(image, texts)
@@ -64,7 +71,12 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
         return self.draw_negatives(sim_i2t, sim_t2i, candidate_ids, epsilon=0.0, row_offset=first)
 
     def pair_loss(
-        self, states: Tensor, texts: PackedTexts, input_ids: Tensor, attention_mask: Tensor, negatives: Negatives
+        self,
+        states: Tensor,
+        texts: PackedTexts,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        negatives: Negatives,
     ) -> Tensor:
         """ITM loss; wrong images of other ranks are appended to the own ones, and their gradient goes back there."""
         pairs = len(texts)
@@ -73,7 +85,8 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
         if self.negative_all_rank:
             states = torch.cat([states, gather_rows_with_gradient(states).index_select(0, wrong_image)])
             wrong_image, own_text = own + pairs, own + rank() * pairs
-            candidates = pack(gather_rows(input_ids), gather_rows(attention_mask))
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            candidates = pack(gather_rows(input_ids), gather_rows(mask.to(input_ids.device)))
         capacity = 2 * texts.input_ids.shape[0] + pairs * candidates.max_length
         stream = self.matching_stream(
             candidates.select(torch.cat([own_text, own_text, negatives.text_for_image]), capacity),
@@ -90,9 +103,10 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
         return states, F.normalize(self.vision_proj(states[:, 0]), dim=-1)
 
     @torch.no_grad()
-    def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Normalised features (T, E) of texts that start with [CLS]."""
-        return F.normalize(self.text_proj(self.text_state(self.text_encoder, pack(input_ids, attention_mask))), dim=-1)
+    def encode_texts(self, input_ids: Texts, attention_mask: Tensor | None = None) -> Tensor:
+        """Normalised features (T, E) of texts that start with [CLS], or of strings."""
+        texts = pack_texts(input_ids, attention_mask, "retrieval", self.config, self.temp.device)
+        return F.normalize(self.text_proj(self.text_state(self.text_encoder, texts)), dim=-1)
 
     @torch.no_grad()
     def match_probe(self, states: Tensor, texts: PackedTexts) -> Tensor:

@@ -100,6 +100,10 @@ def token_losses(decoder: TextDecoder, hidden: Tensor, labels: Tensor, smoothing
 
 def embed(module: TextEmbeddings, texts: PackedTexts) -> Tensor:
     """Word plus position embeddings, normalised: (T, width)."""
+    if texts.max_length > module.position_embeddings.num_embeddings:
+        raise ValueError(
+            f"texts have up to {texts.max_length} tokens; max_position_embeddings={module.position_embeddings.num_embeddings}"
+        )
     words = F.embedding(texts.input_ids, module.word_embeddings.weight)
     positions = F.embedding(texts.positions, module.position_embeddings.weight)
     return module.dropout(module.LayerNorm(words + positions))

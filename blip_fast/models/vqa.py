@@ -9,10 +9,10 @@ from torch import Tensor
 
 from blip_fast.models.decoding import DecodingSession
 from blip_fast.models.packing import PackedTexts, pack
+from blip_fast.models.strings import Texts, pack_texts
 from blip_fast.models.text import AttentionDropout, LookAt, decoder_stream, encoder_stream, run_layers, token_losses
 from blip_fast.models.vit import image_states
 from blip_fast.outputs import VQAOutput
-from blip_fast.reference.text import with_first_token
 from blip_fast.reference.vqa import BlipVQA as ReferenceVQA
 from blip_fast.reference.vqa import Ranking
 
@@ -23,15 +23,18 @@ class BlipVQA(ReferenceVQA):
     def forward(
         self,
         image: Tensor,
-        question_ids: Tensor,
-        question_mask: Tensor,
-        answer_ids: Tensor | PackedTexts,
+        question_ids: Texts,
+        question_mask: Tensor | None,
+        answer_ids: Texts,
         answer_mask: Tensor | None,
         answers_per_question: Tensor | Sequence[int],
         weights: Tensor,
     ) -> VQAOutput:
-        """Answer loss: weighted sum over answers, divided by the number of questions. Arguments are the reference's."""
-        answers = pack(answer_ids, answer_mask)
+        """Answer loss: weighted sum over answers, divided by the number of questions. Arguments are the reference's.
+
+        Questions and answers may come packed, or as strings.
+        """
+        answers = pack_texts(answer_ids, answer_mask, "answer", self.config, image.device)
         counts = torch.as_tensor(answers_per_question)
         if counts.shape != image.shape[:1] or (counts.device.type == "cpu" and int(counts.sum()) != len(answers)):
             raise ValueError(
@@ -45,14 +48,15 @@ class BlipVQA(ReferenceVQA):
         return VQAOutput((weights * losses).sum() / len(image))
 
     def packed_question_states(
-        self, image: Tensor, question_ids: Tensor, question_mask: Tensor
+        self, image: Tensor, question_ids: Texts, question_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """States (B, N, text_width) of questions that have seen their images, 0 at padding; and their lengths (B,)."""
-        texts = pack(question_ids, question_mask).with_first_token(self.config.enc_token_id)
+        texts = pack_texts(question_ids, question_mask, "question", self.config, image.device)
+        texts = texts.with_first_token(self.config.enc_token_id)
         dropout = self._dropout(image.device)
         own = torch.arange(len(texts), device=image.device)
         stream = encoder_stream(self.text_encoder, texts, own, first_only=False)
-        look = LookAt(image_states(self.visual_encoder, image), dropout)
+        look = LookAt(self.visual_states(image), dropout)
         (hidden,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, look)
         return texts.unpack(hidden), texts.cu_seqlens.diff()
 
@@ -69,10 +73,9 @@ class BlipVQA(ReferenceVQA):
         losses = token_losses(self.text_decoder, hidden, labels, smoothing, "none")
         return answers.unpack(losses).sum(1)
 
-    def question_states(self, image: Tensor, question_ids: Tensor, question_mask: Tensor) -> Tensor:
-        """States (B, N, text_width) of all positions, padding too, which published generation attends."""
-        encoder_ids = with_first_token(question_ids, self.config.enc_token_id)
-        return self.text_encoder(encoder_ids, question_mask, image_states(self.visual_encoder, image))
+    def visual_states(self, image: Tensor) -> Tensor:
+        """Images (B, 3, S, S) -> states (B, L, vit_width) that questions look at."""
+        return image_states(self.visual_encoder, image)
 
     def decoding_session(self, states: Tensor, copies: int, max_length: int) -> DecodingSession:
         """Decoding of ``copies`` answers per question."""

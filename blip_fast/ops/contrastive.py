@@ -1,4 +1,8 @@
-"""Image-text contrastive loss against momentum keys and queues: ALBEF, equations 1 to 6; BLIP, section 3.2."""
+"""Image-text contrastive loss against momentum keys and queues: ALBEF, equations 1 to 6; BLIP, section 3.2.
+
+There is no CUDA C++: the sweep is two matrix products with a softmax between them, which Triton maps to tensor cores. Losses
+whose keys carry gradients (CLIP's within the batch, SigLIP) are another operation: they would need a second sweep.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +33,9 @@ def contrastive_loss(
     With keys k (momentum features of the batch, then the queue) and an online feature q, the loss of a row is
     ``-sum_j target_j log_softmax(q . k / temp)_j``; the target is ``alpha * softmax(q_m . k / temp)`` of the momentum
     feature plus ``(1 - alpha)`` spread evenly over the positives: the row's own pair, or all keys of equal id. The
-    gradients are accumulated in the same sweep over the keys, so that backward only scales them. Statistics are fp32,
-    and under autocast inputs keep their dtypes. `docs` of the plain form: `blip_fast.reference.contrastive`.
+    gradients are accumulated in the same sweep over the keys, so that backward only scales them. Statistics are fp32, and
+    under autocast inputs keep their dtypes: on a GPU only 16-bit features use tensor cores, fp32 ones stay exact. Extra
+    memory is O(B (E + N)) for each thread or multiprocessor that takes a share of the keys.
 
     Args:
         image_feat, text_feat: (B, E) online features, B >= 1, of one dtype: float32, bfloat16 or float16 (float64:

@@ -50,7 +50,7 @@ def cross_attention(
         dropout_p: dropout probability of attention weights, in [0, 1). The mask depends on seed, offset, text, head, position
             in the text and key alone; see `blip_fast.reference.cross_attention.keep_mask`. Survivors are scaled by
             1 / (1 - dropout_p).
-        scale: factor of the scores; None: D ** -0.5.
+        scale: factor of the scores, positive; None: D ** -0.5.
         seed: 64-bit key of dropout, an int or an int64 tensor with one element; None: drawn from the device's generator.
         offset: an int or an int64 tensor with one element, of which the low 32 bits count: tells layers and steps apart.
         groups: `group_rows(cu_seqlens, image_of_text, T, B)`, when several calls share a batch; None: made here.
@@ -59,7 +59,7 @@ def cross_attention(
         (T, H, D), dtype of the query.
 
     Raises:
-        ValueError: shapes, dtypes, devices or strides do not fit, or dropout_p is outside [0, 1).
+        ValueError: shapes, dtypes, devices or strides do not fit, dropout_p is outside [0, 1), or scale is not positive.
     """
     _check(query, key, value, image_lengths, dropout_p)
     _check_texts(query, cu_seqlens, image_of_text)
@@ -92,7 +92,7 @@ def cross_attention_padded(
         (S, N, H, D), dtype of the query.
 
     Raises:
-        ValueError: shapes, dtypes, devices or strides do not fit, or dropout_p is outside [0, 1).
+        ValueError: shapes, dtypes, devices or strides do not fit, dropout_p is outside [0, 1), or scale is not positive.
     """
     if query.dim() != 4:
         raise ValueError(f"query has shape {tuple(query.shape)}; expected (S, N, H, D)")
@@ -124,6 +124,8 @@ def _attend(
     offset: Tensor | int,
 ) -> Tensor:
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    if not scale > 0:
+        raise ValueError(f"scale is {scale}; expected a positive number")
     lengths = None if image_lengths is None else image_lengths.to(torch.int32)
     rng = (None, None) if dropout_p == 0 else (_seed(seed, query.device), _scalar(offset, query.device))
     tile = tile_rows(query.shape[0], key.shape[0])
@@ -184,8 +186,8 @@ def _check_integers(name: str, tensor: Tensor, size: int, device: torch.device) 
 
 
 def _fake(query: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    lse_dtype = torch.promote_types(query.dtype, torch.float32)
-    return query.new_empty(query.shape), query.new_empty(query.shape[:2], dtype=lse_dtype)
+    statistics = query.new_empty((*query.shape[:2], 2), dtype=torch.promote_types(query.dtype, torch.float32))
+    return query.new_empty(query.shape), statistics
 
 
 def _fake_backward(grad_out: Tensor, query: Tensor, key: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
@@ -199,14 +201,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Any, ...]:
-    query, key, value, out, lse, lengths, seed, offset, *groups = ctx.saved_tensors
+    query, key, value, out, statistics, lengths, seed, offset, *groups = ctx.saved_tensors
     grad_query, grad_key_value = _backward_operation.call(
         grad_out.contiguous(),
         query,
         key,
         value,
         out,
-        lse,
+        statistics,
         groups,
         lengths,
         seed,
@@ -240,7 +242,8 @@ _operation.add_autocast()
 _operation.add_flops(_flops)
 
 _backward_operation = Operation(
-    f"cross_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor? value, Tensor out, Tensor lse, {_COMMON}",
+    "cross_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor? value, Tensor out, Tensor statistics, "
+    + _COMMON,
     _fake_backward,
 )
 _backward_operation.add_reference(reference.cross_attention_backward)

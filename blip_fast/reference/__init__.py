@@ -2,13 +2,14 @@
 
 Read in this order: ``attention``, ``vit``, ``text``, ``decoder`` are the building blocks; ``contrastive``,
 ``hard_negatives``, ``momentum``, ``enqueue`` the steps of momentum contrast; ``pretrain`` puts them together;
-``captioner`` and ``generation`` write texts; ``retrieval``, ``vqa``, ``nlvr``, ``itm`` and ``features`` are the other
-heads.
+``captioner`` and ``generation`` write texts; ``retrieval``, ``vqa``, ``nlvr``, ``itm``, ``features``, ``video`` and
+``visdial`` are the other heads.
 """
 
 from blip_fast.config import BlipConfig
 from blip_fast.reference.captioner import BlipCaptioner
 from blip_fast.reference.contrastive import contrastive_loss
+from blip_fast.reference.dropout_add_layer_norm import dropout_add_layer_norm
 from blip_fast.reference.enqueue import enqueue_
 from blip_fast.reference.features import BlipFeatureExtractor
 from blip_fast.reference.hard_negatives import draw_hard_negatives, hard_negative_weights
@@ -18,6 +19,8 @@ from blip_fast.reference.momentum import momentum_update_
 from blip_fast.reference.nlvr import BlipNLVR
 from blip_fast.reference.pretrain import BlipPretrain
 from blip_fast.reference.retrieval import BlipRetrieval, rerank_images, rerank_texts
+from blip_fast.reference.video import BlipVideoQA, BlipVideoRetrieval
+from blip_fast.reference.visdial import BlipVisDial
 from blip_fast.reference.vqa import BlipVQA
 
 __all__ = [
@@ -29,8 +32,12 @@ __all__ = [
     "BlipPretrain",
     "BlipRetrieval",
     "BlipVQA",
+    "BlipVideoQA",
+    "BlipVideoRetrieval",
+    "BlipVisDial",
     "contrastive_loss",
     "draw_hard_negatives",
+    "dropout_add_layer_norm",
     "enqueue_",
     "hard_negative_weights",
     "linear_cross_entropy",

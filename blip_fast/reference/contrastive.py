@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -88,9 +89,8 @@ def positive_targets(keys: Tensor, batch: int, ids: Tensor | None, queue_ids: Te
     if (ids is None) != (queue_ids is None):
         raise ValueError("ids and queue_ids belong together; expected both or neither")
     if ids is None or queue_ids is None:
-        targets = keys.new_zeros(batch, keys.shape[1])
-        targets[:, offset : offset + batch].fill_diagonal_(1)
-        return targets
+        own_pair = torch.eye(batch, dtype=keys.dtype, device=keys.device)
+        return F.pad(own_pair, (offset, keys.shape[1] - offset - batch))
     all_ids = torch.cat([ids.view(-1), queue_ids.view(-1)])
     equal = (all_ids[offset : offset + batch, None] == all_ids[None, :]).to(keys.dtype)
     return equal / equal.sum(dim=1, keepdim=True)

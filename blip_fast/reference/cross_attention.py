@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from blip_fast.reference.philox import philox
 from blip_fast.reference.row_groups import RowGroups
 
+LOG2E = math.log2(math.e)
 BLOCK, SLOTS = 64, 16  # one Philox counter serves the keys {slot, slot + 16, slot + 32, slot + 48} of a block of 64
 
 
@@ -53,12 +55,12 @@ class _Texts:
         padded = rows[self.row]
         return padded.where(_expand(self.valid, padded), 0)
 
-    def pack(self, padded: Tensor, fill: float) -> Tensor:
+    def pack(self, padded: Tensor) -> Tensor:
         text = self.text_of_row.clamp(max=padded.shape[0] - 1)
         position = torch.arange(text.shape[0], device=text.device) - self.start[text]
-        rows = padded[text, position.clamp(max=padded.shape[1] - 1)]
+        rows = padded[text, position.clamp(0, padded.shape[1] - 1)]
         alive = (self.text_of_row < padded.shape[0]) & self.inside[text]
-        return rows.where(_expand(alive, rows), fill)
+        return rows.where(_expand(alive, rows), 0)
 
 
 def _expand(mask: Tensor, like: Tensor) -> Tensor:
@@ -108,16 +110,23 @@ def cross_attention(
     scale: float,
     tile_rows: int,
 ) -> tuple[Tensor, Tensor]:
-    """Output (T, H, D) and log-sum-exp of the scaled scores (T, H); see `blip_fast.ops.cross_attention`."""
+    """Output (T, H, D) and statistics (T, H, 2); see `blip_fast.ops.cross_attention`.
+
+    The statistics of a row give its probabilities again, ``2 ** (score * log2(e) - shift) / sum``: shift and sum,
+    float32 (float64 in float64). The shift is the maximal score times log2(e); (0, 0) where no key is seen.
+    """
     key, value = split_key_value(key, value)
     texts = _Texts(RowGroups(*groups), key.shape[0])
-    lse_dtype = torch.promote_types(query.dtype, torch.float32)
-    if texts.row.numel() == 0:
-        return query.new_zeros(query.shape), query.new_full(query.shape[:2], -torch.inf, dtype=lse_dtype)
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    if texts.row.numel() == 0 or key.shape[1] == 0:
+        return query.new_zeros(query.shape), query.new_zeros(*query.shape[:2], 2, dtype=dtype)
     attention = _Attention(query, key, texts, image_lengths, seed, offset, dropout_p, scale)
-    lse = attention.scores.to(lse_dtype).logsumexp(-1).transpose(1, 2)
+    scores = attention.scores.to(dtype).transpose(1, 2)
+    maximum = scores.amax(-1, keepdim=True)
+    maximum = maximum.where(maximum > -torch.inf, 0.0)
+    total = (scores - maximum).exp().sum(-1, keepdim=True)
     out = torch.einsum("shnl,slhd->snhd", attention.probability * attention.factor, value[texts.image])
-    return texts.pack(out, 0.0), texts.pack(lse, -torch.inf)
+    return texts.pack(out), texts.pack(torch.cat([maximum * LOG2E, total], dim=-1))
 
 
 def cross_attention_backward(
@@ -126,7 +135,7 @@ def cross_attention_backward(
     key: Tensor,
     value: Tensor | None,
     out: Tensor,
-    lse: Tensor,
+    statistics: Tensor,
     groups: Sequence[Tensor],
     image_lengths: Tensor | None,
     seed: Tensor | None,
@@ -146,7 +155,7 @@ def cross_attention_backward(
     grad_p = torch.einsum("snhd,slhd->shnl", grad_out_padded, value[texts.image]) * attention.factor
     delta = (grad_out_padded * texts.unpack(out)).sum(-1).transpose(1, 2)[..., None]
     grad_scores = attention.probability * (grad_p - delta) * scale
-    grad_query = texts.pack(torch.einsum("shnl,slhd->snhd", grad_scores, key[texts.image]), 0.0)
+    grad_query = texts.pack(torch.einsum("shnl,slhd->snhd", grad_scores, key[texts.image]))
     grad_key = torch.einsum("shnl,snhd->slhd", grad_scores, texts.unpack(query))
     grad_value = torch.einsum("shnl,snhd->slhd", attention.probability * attention.factor, grad_out_padded)
     per_text = torch.stack([grad_key, grad_value], dim=2)

@@ -41,10 +41,14 @@ class BlipVQA(PretrainedModel):
         self.text_encoder = TextEncoder(config)
         self.text_decoder = TextDecoder(config, state_width=config.text_width)
 
+    def visual_states(self, image: Tensor) -> Tensor:
+        """Images (B, 3, S, S) -> states (B, L, vit_width) that questions look at."""
+        return self.visual_encoder(image)
+
     def question_states(self, image: Tensor, question_ids: Tensor, question_mask: Tensor) -> Tensor:
         """States (B, N, text_width) of questions that have seen their images; questions start with [ENC]."""
         encoder_ids = with_first_token(question_ids, self.config.enc_token_id)
-        return self.text_encoder(encoder_ids, question_mask, self.visual_encoder(image))
+        return self.text_encoder(encoder_ids, question_mask, self.visual_states(image))
 
     def forward(
         self,

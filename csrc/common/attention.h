@@ -1,6 +1,4 @@
 // Arithmetic of attention that all its kernels share: the online softmax and the coordinates of dropout.
-//
-// Scores are in units of log2: score = q . k * scale * log2(e), so that probabilities are powers of two.
 #pragma once
 
 #include "exp.h"
@@ -10,10 +8,21 @@ namespace blip_fast {
 
 constexpr float kNoScore = -__builtin_inff();
 
-// What is subtracted from the scores of a row: its maximum, or 0 where every score is -inf (or NaN, which then shows).
+// What a row keeps for its backward pass: probability = 2^(score * log2(e) - shift) / sum. Two numbers and not their
+// logarithm: that would be rounded to 2^-22 or worse, more than all other errors of an fp32 softmax together.
+struct SoftmaxStatistics {
+  float shift, sum;
+};
+
+// The shift for a maximal score: 0 where every score is -inf (or NaN, which then shows in the sum).
 template <class Float>
 BLIP_FAST_HOST_DEVICE Float softmax_shift(Float maximum) {
-  return maximum == kNoScore ? Float{} : maximum;
+  return maximum == kNoScore ? Float{} : maximum * kLog2E;
+}
+
+template <class Float, class Bits>
+BLIP_FAST_HOST_DEVICE Float softmax_power(Float score, Float shift) {
+  return exp2_of<Float, Bits>(score * kLog2E - shift);  // a fused multiply-add
 }
 
 // Dropout of attention probabilities (section 3.2.1 of "Attention is all you need", as BERT does it). Probability

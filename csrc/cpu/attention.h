@@ -44,13 +44,13 @@ struct AttentionTask {
 template <class T>
 struct ForwardTask : AttentionTask<T> {
   Rows<T> out{};
-  Rows<float> lse{};
+  Rows<SoftmaxStatistics> statistics{};
 };
 
 template <class T>
 struct BackwardTask : AttentionTask<T> {
   Rows<const T> out{}, grad_out{};
-  Rows<const float> lse{};
+  Rows<const SoftmaxStatistics> statistics{};
   Rows<T> grad_query{}, grad_key{}, grad_value{};
   int64_t keys = 0;  // rows of grad_key and grad_value; those from `length` on are zeros
 };
@@ -86,7 +86,7 @@ class Scratch {
 // The least multiple of `unit` that is not less than x.
 inline int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
-// The query side of a task: panels of lanes, scaled to log2 units, and where dropout finds each row.
+// The query side of a task: panels of lanes, scaled, and where dropout finds each row.
 struct Panels {
   int64_t count, width;  // rows; rows rounded up to whole vectors
   int64_t dim;
@@ -118,7 +118,7 @@ template <class Isa, class T>
 BLIP_FAST_INLINE Panels make_panels(const AttentionTask<T>& task, const AttentionSettings& settings, Scratch& scratch) {
   const int64_t width = round_up(task.count, Isa::kWidth);
   Panels panels{task.count, width, settings.dim, scratch.take(width * settings.dim), nullptr, nullptr};
-  transpose_rows(panels, task.rows, task.query, settings.scale * kLog2E, panels.query);
+  transpose_rows(panels, task.rows, task.query, settings.scale, panels.query);
   if (settings.dropout.active()) {
     panels.position = reinterpret_cast<uint32_t*>(scratch.take(width));
     panels.text_head = reinterpret_cast<uint32_t*>(scratch.take(width));
@@ -160,15 +160,12 @@ BLIP_FAST_INLINE Block<const float> read_block(const Rows<const T>& from, int64_
   return {buffer, ld};
 }
 
-// The block of keys or values after the one at `begin`: of this head, or the first one of the next head, which the same
-// thread is likely to take next.
+// Keys or values that will be wanted next: those of one head lie pages apart.
 template <class T>
-BLIP_FAST_INLINE Prefetch next_block(const AttentionTask<T>& task, const Rows<const T>& from, int64_t begin,
-                                     int64_t dim) {
-  const int64_t next = begin + kKeyBlock, stride = from.stride * static_cast<int64_t>(sizeof(T));
-  const int64_t bytes = dim * static_cast<int64_t>(sizeof(T));
-  if (next < task.length) return {from[next], stride, bytes, std::min(kKeyBlock, task.length - next)};
-  return {from[0] + dim, stride, bytes, std::min(kKeyBlock, task.length)};
+BLIP_FAST_INLINE Prefetch rows_ahead(const AttentionTask<T>& task, const Rows<const T>& from, int64_t begin,
+                                     int64_t count, int64_t dim) {
+  constexpr int64_t kSize = sizeof(T);
+  return {from[begin], from.stride * kSize, dim * kSize, std::min(count, task.length - begin)};
 }
 
 // Hide from each query of a panel the keys after its own place.

@@ -1,4 +1,4 @@
-// Backward pass of one attention task. Probabilities come again from the scores and the saved log-sum-exp.
+// Backward pass of one attention task. Probabilities come again from the scores and the saved statistics.
 #pragma once
 
 #include "attention.h"
@@ -8,7 +8,7 @@ namespace blip_fast {
 struct BackwardBuffers {
   float *query, *grad_out;  // (count, ld); Panels hold them transposed
   float* grad_out_t;
-  float *lse, *delta;                          // (width): log-sum-exp in log2 units; sum of grad_out * out
+  float *shift, *inverse, *delta;              // (width): of the softmax: shift, 1 / sum; sum of grad_out * out
   float* grad_query;                           // (count, ld)
   float *key, *value, *grad_key, *grad_value;  // (kKeyBlock, ld)
   float *p, *grad_p;                           // (kKeyBlock, kPanel)
@@ -17,7 +17,8 @@ struct BackwardBuffers {
       : query(scratch.take(count * ld)),
         grad_out(scratch.take(count * ld)),
         grad_out_t(scratch.take(width * dim)),
-        lse(scratch.take(width)),
+        shift(scratch.take(width)),
+        inverse(scratch.take(width)),
         delta(scratch.take(width)),
         grad_query(scratch.take(count * ld)),
         key(scratch.take(kKeyBlock * ld)),
@@ -26,7 +27,8 @@ struct BackwardBuffers {
         grad_value(scratch.take(kKeyBlock * ld)),
         p(scratch.take(kKeyBlock * kPanel)),
         grad_p(scratch.take(kKeyBlock * kPanel)) {
-    std::fill(lse, lse + width, 0.0f);
+    std::fill(shift, shift + width, 0.0f);
+    std::fill(inverse, inverse + width, 0.0f);
     std::fill(delta, delta + width, 0.0f);
   }
 };
@@ -43,8 +45,15 @@ BLIP_FAST_INLINE void load_queries(const BackwardTask<T>& task, int64_t dim, int
     float delta = 0.0f;
     for (int64_t d = 0; d < dim; ++d) delta += buffers.grad_out[m * ld + d] * to_float(out[d]);
     buffers.delta[m] = delta;
-    buffers.lse[m] = *task.lse[row] * kLog2E;
+    buffers.shift[m] = task.statistics[row]->shift;
+    buffers.inverse[m] = 1.0f / task.statistics[row]->sum;
   }
+}
+
+template <class Vector, class Bits>
+BLIP_FAST_INLINE Vector probability(const BackwardBuffers& buffers, int64_t lane, const float* score) {
+  const Vector power = softmax_power<Vector, Bits>(load<Vector>(score), load<Vector>(buffers.shift + lane));
+  return power * load<Vector>(buffers.inverse + lane);
 }
 
 // Scores and grad_p (with respect to the probabilities after dropout) to those probabilities and the gradient of the
@@ -59,7 +68,7 @@ BLIP_FAST_INLINE void backward_block(const Panels& panels, int64_t first, int64_
     for (int64_t m = 0; m < lanes; m += Isa::kWidth) {
       float* const score = buffers.p + l * lanes + m;
       float* const grad = buffers.grad_p + l * lanes + m;
-      const Vector p = exp2_of<Vector, Bits>(load<Vector>(score) - load<Vector>(buffers.lse + first + m));
+      const Vector p = probability<Vector, Bits>(buffers, first + m, score);
       store(score, p);
       store(grad, p * (load<Vector>(grad) - load<Vector>(buffers.delta + first + m)));
     }
@@ -79,7 +88,7 @@ BLIP_FAST_INLINE void backward_block_with_dropout(const AttentionDropout& dropou
       for (int64_t w = 0; w < 4 && l + 16 * w < keys; ++w) {
         float* const score = buffers.p + (l + 16 * w) * lanes + m;
         float* const grad = buffers.grad_p + (l + 16 * w) * lanes + m;
-        const Vector p = exp2_of<Vector, Bits>(load<Vector>(score) - load<Vector>(buffers.lse + first + m));
+        const Vector p = probability<Vector, Bits>(buffers, first + m, score);
         const auto keep = keeps<Bits>(dropout, words[w]);
         const Vector grad_p = keep ? load<Vector>(grad) * dropout.scale : Vector{};
         store(score, keep ? p * dropout.scale : Vector{});
@@ -105,12 +114,16 @@ BLIP_FAST_INLINE void store_block(const Rows<T>& to, int64_t begin, int64_t coun
 
 template <class Isa, class T>
 BLIP_FAST_INLINE void differentiate_block(const BackwardTask<T>& task, const AttentionSettings& settings,
-                                          const Panels& panels, int64_t begin, const BackwardBuffers& buffers) {
+                                          const Panels& panels, int64_t begin, const BackwardBuffers& buffers,
+                                          const BackwardTask<T>& next_task) {
   const int64_t dim = settings.dim, ld = round_up(dim, Isa::kWidth), keys = std::min(kKeyBlock, task.length - begin);
   const Block<const float> key = read_block<Isa>(task.key, begin, keys, dim, buffers.key);
   const Block<const float> value = read_block<Isa>(task.value, begin, keys, dim, buffers.value);
   const Block<float> grad_key = write_block<Isa>(task.grad_key, begin, dim, buffers.grad_key);
   const Block<float> grad_value = write_block<Isa>(task.grad_value, begin, dim, buffers.grad_value);
+  const bool last = begin + keys == task.length;
+  const BackwardTask<T>& ahead = last ? next_task : task;
+  const int64_t place = last ? 0 : begin + keys;
   for (int64_t first = 0; first < task.count; first += kPanel) {
     const int64_t lanes = panels.lanes(first), rows = panels.rows(first);
     const float* const query = buffers.query + first * ld;
@@ -120,8 +133,8 @@ BLIP_FAST_INLINE void differentiate_block(const BackwardTask<T>& task, const Att
     Product scores{{key.data, key.ld, 1}, query_t, lanes, buffers.p, lanes, keys, lanes, dim, false};
     Product grad_p{{value.data, value.ld, 1}, grad_out_t, lanes, buffers.grad_p, lanes, keys, lanes, dim, false};
     if (first == 0) {
-      scores.prefetch[0] = next_block(task, task.key, begin, dim);
-      grad_p.prefetch[0] = next_block(task, task.value, begin, dim);
+      scores.prefetch[0] = rows_ahead(ahead, ahead.key, place, kKeyBlock, dim);
+      grad_p.prefetch[0] = rows_ahead(ahead, ahead.value, place, kKeyBlock, dim);
     }
     multiply<Isa>(scores);
     multiply<Isa>(grad_p);
@@ -142,20 +155,29 @@ BLIP_FAST_INLINE void differentiate_block(const BackwardTask<T>& task, const Att
 }
 
 struct AttentionBackward {
+  // Tasks of one image: equal rows and keys, heads side by side.
   template <class Isa, class T>
-  static BLIP_FAST_INLINE void run(const BackwardTask<T>& task, const AttentionSettings& settings,
-                                   Scratch* const& scratch) {
+  static BLIP_FAST_INLINE void run(const BackwardTask<T>* const& tasks, const int64_t& count,
+                                   const AttentionSettings& settings, Scratch* const& scratch) {
+    for (int64_t i = 0; i < count; ++i) {
+      differentiate<Isa>(tasks[i], settings, *scratch, tasks[std::min(i + 1, count - 1)]);
+    }
+  }
+
+  template <class Isa, class T>
+  static BLIP_FAST_INLINE void differentiate(const BackwardTask<T>& task, const AttentionSettings& settings,
+                                             Scratch& scratch, const BackwardTask<T>& next_task) {
     const int64_t dim = settings.dim, ld = round_up(dim, Isa::kWidth), width = round_up(task.count, Isa::kWidth);
     const int64_t length = task.count > 0 ? task.length : 0;
-    scratch->reset(width * (2 * dim + 3 * ld + 4) + kKeyBlock * (4 * ld + 2 * kPanel));
+    scratch.reset(width * (2 * dim + 3 * ld + 5) + kKeyBlock * (4 * ld + 2 * kPanel));
     if (task.count > 0) {
-      const Panels panels = make_panels<Isa>(task, settings, *scratch);
-      const BackwardBuffers buffers(*scratch, task.count, width, dim, ld);
+      const Panels panels = make_panels<Isa>(task, settings, scratch);
+      const BackwardBuffers buffers(scratch, task.count, width, dim, ld);
       load_queries(task, dim, ld, settings.scale, buffers);
       transpose_rows(panels, task.rows, task.grad_out, 1.0f, buffers.grad_out_t);
       if (length == 0) std::fill(buffers.grad_query, buffers.grad_query + task.count * ld, 0.0f);
       for (int64_t begin = 0; begin < length; begin += kKeyBlock) {
-        differentiate_block<Isa>(task, settings, panels, begin, buffers);
+        differentiate_block<Isa>(task, settings, panels, begin, buffers, next_task);
       }
       for (int64_t m = 0; m < task.count; ++m) {
         store_row(task.grad_query[task.rows[m]], buffers.grad_query + m * ld, dim, settings.scale);

@@ -6,18 +6,20 @@
 //   loss_i = lse_i - online_i . target_key_i / temp,   d loss_i / d online_i = (expected_key_i - target_key_i) / temp,
 // where target_key_i = alpha * expected_key(momentum_i) + (1 - alpha) * mean of the positive keys. Per direction that
 // is 16 B E (N + Q) FLOPs (half of that if alpha is 0) and one read of the queue.
+#include "contrastive_panel.h"  // first: it silences a warning about vectors in the headers below
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "../common/dtypes.h"
-#include "contrastive_panel.h"
 
 namespace blip_fast {
 namespace {
@@ -25,18 +27,15 @@ namespace {
 using torch::stable::Tensor;
 
 constexpr int64_t kGroup = 128;  // rows per task, at least, so that reading the keys does not bound it
-constexpr float kLog2E = 1.4426950408889634f;
 
-int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
-// Rows in panels of kVectors vectors; the last panel is as narrow as it can be.
+// Rows in panels of kPanelRows; the last panel is as narrow as it can be.
 struct Rows {
-  int64_t count, lanes;
+  int64_t count;
 
-  int64_t padded() const { return round_up(count, lanes); }
-  int64_t panels() const { return (count + kVectors * lanes - 1) / (kVectors * lanes); }
-  int64_t start(int64_t panel) const { return panel * kVectors * lanes; }
-  int64_t width(int64_t panel) const { return std::min(kVectors * lanes, padded() - start(panel)); }
+  int64_t padded() const { return (count + kRowUnit - 1) / kRowUnit * kRowUnit; }
+  int64_t panels() const { return (count + kPanelRows - 1) / kPanelRows; }
+  int64_t start(int64_t panel) const { return panel * kPanelRows; }
+  int64_t width(int64_t panel) const { return std::min(kPanelRows, padded() - start(panel)); }
 };
 
 // Similarities of one direction: rows are online features and, unless alpha is 0, momentum features of one modality;
@@ -56,30 +55,30 @@ struct Problem {
   int64_t groups, splits;  // of the rows, of the keys
 
   int64_t keys() const { return gathered + queued; }
-  int64_t embed_padded() const { return round_up(embed, 8); }
   int64_t id(int64_t key) const { return key < gathered ? ids[key] : queue_ids[key - gathered]; }
 };
 
 // What one split of the keys contributes to one direction.
 class Partial {
  public:
-  Partial(const Problem& problem, float* memory) : embed_(problem.embed_padded()) {
+  Partial(const Problem& problem, float* memory) : embed_(problem.embed) {
     const int64_t rows = problem.rows.padded(), positives = problem.ids ? problem.positive_rows.padded() : 0;
     maximum = memory;
     total = maximum + rows;
-    matches = total + rows;
+    carry = total + rows;
+    matches = carry + rows;
     expected_ = matches + positives;
     positive_ = expected_ + embed_ * rows;
   }
   static int64_t size(const Problem& problem) {
     const int64_t positives = problem.ids ? problem.positive_rows.padded() : 0;
-    return (problem.embed_padded() + 2) * problem.rows.padded() + (problem.embed_padded() + 1) * positives;
+    return (problem.embed + 3) * problem.rows.padded() + (problem.embed + 1) * positives;
   }
   float* expected(int64_t start) const { return expected_ + embed_ * start; }
   float* positive(int64_t start) const { return positive_ + embed_ * start; }
 
-  float *maximum, *total;  // (rows) each, see Panel
-  float* matches;          // (online rows): number of positives seen
+  float *maximum, *total, *carry;  // (rows) each, see Panel
+  float* matches;                  // (online rows): number of positives seen
 
  private:
   int64_t embed_;
@@ -162,16 +161,16 @@ class Sweep {
  public:
   Sweep(const Problem& problem, const Direction& direction, const Partial& partial, int64_t group)
       : problem_(problem), direction_(direction), partial_(partial), group_(group) {
-    const int64_t embed = problem.embed_padded(), widest = kVectors * machine_.lanes;
-    scratch_ = torch::stable::new_zeros(direction.features, {kTile * (embed + widest) + widest}, ScalarType::Float);
+    const int64_t embed = problem.embed, rows = std::min(kPanelRows, problem.rows.padded());
+    scratch_ =
+        torch::stable::new_empty(direction.features, {kTile * (embed + rows) + (embed + 1) * rows}, ScalarType::Float);
     tile_ = static_cast<float*>(scratch_.mutable_data_ptr());
-    panel_.embed = problem.embed;
+    panel_.embed = embed;
     panel_.tile = tile_;
     panel_.scale = kLog2E / problem.temp;
     panel_.scores = tile_ + kTile * embed;
-    panel_.factor = panel_.scores + kTile * widest;
-    panel_.ahead_bytes = kTile * direction.queue.element_size();
-    panel_.ahead_stride = problem.queued * direction.queue.element_size();
+    panel_.sum = panel_.scores + kTile * rows;
+    panel_.factor = panel_.sum + embed * rows;
   }
 
   void run(int64_t split) {
@@ -188,7 +187,7 @@ class Sweep {
   void accumulate(int64_t begin) {
     const Rows& rows = problem_.rows;
     const Range panels = share(rows.panels(), problem_.groups, group_);
-    panel_.ahead = after_tile(begin);
+    panel_.next = after_tile(begin);
     for (int64_t i = panels.begin; i < panels.end; ++i) {
       const int64_t start = rows.start(i);
       panel_.rows = rows.width(i);
@@ -196,11 +195,12 @@ class Sweep {
       panel_.expected = partial_.expected(start);
       panel_.maximum = partial_.maximum + start;
       panel_.total = partial_.total + start;
-      machine_.run(Step::kScores, panel_);
+      panel_.carry = partial_.carry + start;
+      run_best<Scores>(panel_);
       write_logits(problem_, direction_, begin, start, panel_);
-      machine_.run(Step::kWeights, panel_);
-      machine_.run(Step::kSum, panel_);
-      panel_.ahead = nullptr;
+      run_best<Weights>(panel_);
+      run_best<WeightedKeys>(panel_);
+      panel_.next = {};
     }
   }
 
@@ -211,22 +211,22 @@ class Sweep {
       const int64_t start = rows.start(i);
       panel_.rows = rows.width(i);
       panel_.expected = partial_.positive(start);
-      if (mark_positives(problem_, begin, start, panel_, partial_.matches)) machine_.run(Step::kSum, panel_);
+      if (mark_positives(problem_, begin, start, panel_, partial_.matches)) run_best<WeightedKeys>(panel_);
     }
   }
 
-  // First key after the tile, if the queue has one.
-  const char* after_tile(int64_t begin) const {
-    const int64_t next = begin + kTile - problem_.gathered;
-    if (next < 0 || next >= problem_.queued) return nullptr;
-    return static_cast<const char*>(direction_.queue.const_data_ptr()) + next * direction_.queue.element_size();
+  // The keys of the queue that follow the tile. Its rows lie pages apart, which no hardware prefetches.
+  Prefetch after_tile(int64_t begin) const {
+    const int64_t next = begin + kTile - problem_.gathered, size = direction_.queue.element_size();
+    if (next < 0 || next >= problem_.queued) return {};
+    const char* const keys = static_cast<const char*>(direction_.queue.const_data_ptr()) + next * size;
+    return {keys, problem_.queued * size, kTile * size, problem_.embed};
   }
 
   const Problem& problem_;
   const Direction& direction_;
   const Partial& partial_;
   const int64_t group_;
-  const Machine machine_ = machine();
   Tensor scratch_;
   float* tile_;
   Panel panel_{};
@@ -234,7 +234,7 @@ class Sweep {
 
 // Expected key of a row over all splits into `expected` (E); returns the log-sum-exp of its logits.
 double merge(const Problem& problem, const std::vector<Partial>& partials, int64_t row, float* expected) {
-  const int64_t panel = row / (kVectors * problem.rows.lanes), start = problem.rows.start(panel);
+  const int64_t panel = row / kPanelRows, start = problem.rows.start(panel);
   const int64_t width = problem.rows.width(panel);
   float top = kMinusInf;
   for (const Partial& partial : partials) top = std::max(top, partial.maximum[row]);
@@ -243,7 +243,7 @@ double merge(const Problem& problem, const std::vector<Partial>& partials, int64
   for (const Partial& partial : partials) {
     const float factor = std::exp2(partial.maximum[row] - top);
     const float* const sum = partial.expected(start) + row - start;
-    total += partial.total[row] * factor;
+    total += (static_cast<double>(partial.total[row]) - partial.carry[row]) * factor;
     for (int64_t e = 0; e < problem.embed; ++e) expected[e] += sum[e * width] * factor;
   }
   for (int64_t e = 0; e < problem.embed; ++e) expected[e] = static_cast<float>(expected[e] / total);
@@ -259,7 +259,7 @@ void merge_positives(const Problem& problem, const Direction& d, const std::vect
     std::copy(key, key + embed, mean);
     return;
   }
-  const int64_t panel = row / (kVectors * problem.rows.lanes), start = problem.positive_rows.start(panel);
+  const int64_t panel = row / kPanelRows, start = problem.positive_rows.start(panel);
   const int64_t width = problem.positive_rows.width(panel);
   float matches = 0;
   std::fill(mean, mean + embed, 0.0f);
@@ -299,7 +299,7 @@ void split(Problem& problem) {
   const int64_t threads = torch::stable::get_num_threads();
   problem.groups = std::clamp<int64_t>(problem.rows.padded() / kGroup, 1, (threads + 1) / 2);
   const int64_t tiles = (problem.keys() + kTile - 1) / kTile;
-  problem.splits = std::clamp<int64_t>((threads + 2 * problem.groups - 1) / (2 * problem.groups), 1, tiles);
+  problem.splits = std::clamp<int64_t>(threads / std::gcd(threads, 2 * problem.groups), 1, tiles);  // as many for each
 }
 
 Tensor as_float(const Tensor& tensor) { return torch::stable::to(tensor, ScalarType::Float); }
@@ -371,9 +371,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> contrastive_loss(
   problem.alpha = *static_cast<const float*>(alpha.const_data_ptr());
   problem.ids = ids ? static_cast<const int64_t*>(ids->const_data_ptr()) : nullptr;
   problem.queue_ids = queue_ids ? static_cast<const int64_t*>(queue_ids->const_data_ptr()) : nullptr;
-  const int64_t lanes = machine().lanes;
-  problem.rows = {problem.alpha == 0 ? problem.batch : 2 * problem.batch, lanes};
-  problem.positive_rows = {problem.batch, lanes};
+  problem.rows = {problem.alpha == 0 ? problem.batch : 2 * problem.batch};
+  problem.positive_rows = {problem.batch};
   split(problem);
 
   const Tensor images_m = as_float(image_feat_m), texts_m = as_float(text_feat_m);
@@ -391,9 +390,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> contrastive_loss(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(blip_fast_native, m) {
   m.def(
-      "contrastive_loss(Tensor image_feat, Tensor text_feat, Tensor image_feat_m, Tensor text_feat_m, Tensor "
-      "image_queue, "
-      "Tensor text_queue, Tensor temp, Tensor alpha, Tensor? ids, Tensor? queue_ids, int offset) "
+      "contrastive_loss(Tensor image_feat, Tensor text_feat, Tensor image_feat_m, Tensor text_feat_m, "
+      "Tensor image_queue, Tensor text_queue, Tensor temp, Tensor alpha, Tensor? ids, Tensor? queue_ids, int offset) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 

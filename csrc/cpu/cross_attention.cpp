@@ -48,6 +48,11 @@ Rows<T> head_of(Pointer data, const Tensor& tensor, int64_t head) {
   return {static_cast<T*>(data) + head * tensor.stride(1), tensor.stride(0)};
 }
 
+template <class S, class Pointer>
+Rows<S> statistics_of(Pointer data, int64_t heads, int64_t head) {
+  return {static_cast<S*>(data) + head, heads};
+}
+
 struct Call {
   Tensor query, key, value;
   Groups groups;
@@ -91,17 +96,19 @@ struct Call {
   }
 };
 
-// Threads take tasks in turn, since images have different numbers of texts, and several heads of an image at a time,
-// since those lie side by side in memory.
+// Threads take work in turn, since images have different numbers of texts; a piece is one image and several of its
+// heads, since those lie side by side in memory. run(image, first head, heads, scratch).
 template <class F>
-void for_each_task(int64_t images, int64_t heads, const F& run) {
+void for_each_piece(int64_t images, int64_t heads, const F& run) {
   const int64_t tasks = (images + 1) * heads, threads = torch::stable::get_num_threads();
-  const int64_t chunk = std::clamp<int64_t>(tasks / (8 * threads), 1, std::max<int64_t>(heads, 1));
+  const int64_t size = std::clamp<int64_t>(tasks / (8 * threads), 1, std::max<int64_t>(heads, 1));
+  const int64_t per_image = (heads + size - 1) / size, pieces = (images + 1) * per_image;
   std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, std::min(tasks, threads), 1, [&](int64_t, int64_t) {
+  torch::stable::parallel_for(0, std::min(pieces, threads), 1, [&](int64_t, int64_t) {
     Scratch scratch;
-    for (int64_t begin = next.fetch_add(chunk); begin < tasks; begin = next.fetch_add(chunk)) {
-      for (int64_t i = begin; i < std::min(begin + chunk, tasks); ++i) run(i / heads, i % heads, &scratch);
+    for (int64_t piece = next++; piece < pieces; piece = next++) {
+      const int64_t first = piece % per_image * size;
+      run(piece / per_image, first, std::min(size, heads - first), &scratch);
     }
   });
 }
@@ -112,21 +119,25 @@ std::tuple<Tensor, Tensor> cross_attention(Tensor query, Tensor key, std::option
                                            double scale, int64_t) {
   const Call call(query, key, value, groups, image_lengths, seed, offset, dropout_p, scale);
   Tensor out = torch::stable::new_empty(query, {query.size(0), query.size(1), query.size(2)});
-  Tensor lse = torch::stable::new_empty(query, {query.size(0), query.size(1)}, ScalarType::Float);
+  const int64_t heads = call.settings.heads;
+  Tensor statistics = torch::stable::new_empty(query, {query.size(0), heads, 2}, ScalarType::Float);
   dispatch_float(query.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
-    for_each_task(call.images, call.settings.heads, [&](int64_t image, int64_t head, Scratch* scratch) {
-      ForwardTask<T> task{call.task<T>(image, head)};
-      task.out = head_of<T>(out.mutable_data_ptr(), out, head);
-      task.lse = head_of<float>(lse.mutable_data_ptr(), lse, head);
-      run_best<AttentionForward>(task, call.settings, scratch);
+    for_each_piece(call.images, heads, [&](int64_t image, int64_t first, int64_t count, Scratch* scratch) {
+      std::vector<ForwardTask<T>> tasks;
+      for (int64_t head = first; head < first + count; ++head) {
+        ForwardTask<T>& task = tasks.emplace_back(ForwardTask<T>{call.task<T>(image, head)});
+        task.out = head_of<T>(out.mutable_data_ptr(), out, head);
+        task.statistics = statistics_of<SoftmaxStatistics>(statistics.mutable_data_ptr(), heads, head);
+      }
+      run_best<AttentionForward>(static_cast<const ForwardTask<T>*>(tasks.data()), count, call.settings, scratch);
     });
   });
-  return {out, lse};
+  return {out, statistics};
 }
 
 std::tuple<Tensor, Tensor> cross_attention_backward(Tensor grad_out, Tensor query, Tensor key,
-                                                    std::optional<Tensor> value, Tensor out, Tensor lse,
+                                                    std::optional<Tensor> value, Tensor out, Tensor statistics,
                                                     std::vector<Tensor> groups, std::optional<Tensor> image_lengths,
                                                     std::optional<Tensor> seed, std::optional<Tensor> offset,
                                                     double dropout_p, double scale, int64_t) {
@@ -137,18 +148,20 @@ std::tuple<Tensor, Tensor> cross_attention_backward(Tensor grad_out, Tensor quer
   dispatch_float(query.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     T* const grad_key = static_cast<T*>(grad_key_value.mutable_data_ptr());
-    for_each_task(call.images, heads, [&](int64_t image, int64_t head, Scratch* scratch) {
-      BackwardTask<T> task{call.task<T>(image, head)};
-      task.out = head_of<const T>(out.const_data_ptr(), out, head);
-      task.lse = head_of<const float>(lse.const_data_ptr(), lse, head);
-      task.grad_out = head_of<const T>(grad_out.const_data_ptr(), grad_out, head);
-      task.grad_query = head_of<T>(grad_query.mutable_data_ptr(), grad_query, head);
-      if (image < call.images) {
+    for_each_piece(call.images, heads, [&](int64_t image, int64_t first, int64_t count, Scratch* scratch) {
+      std::vector<BackwardTask<T>> tasks;
+      for (int64_t head = first; head < first + count; ++head) {
+        BackwardTask<T>& task = tasks.emplace_back(BackwardTask<T>{call.task<T>(image, head)});
+        task.out = head_of<const T>(out.const_data_ptr(), out, head);
+        task.statistics = statistics_of<const SoftmaxStatistics>(statistics.const_data_ptr(), heads, head);
+        task.grad_out = head_of<const T>(grad_out.const_data_ptr(), grad_out, head);
+        task.grad_query = head_of<T>(grad_query.mutable_data_ptr(), grad_query, head);
+        if (image == call.images) continue;
         task.keys = length;
         task.grad_key = {grad_key + ((image * length * 2) * heads + head) * dim, 2 * heads * dim};
         task.grad_value = {task.grad_key.data + heads * dim, 2 * heads * dim};
       }
-      run_best<AttentionBackward>(task, call.settings, scratch);
+      run_best<AttentionBackward>(static_cast<const BackwardTask<T>*>(tasks.data()), count, call.settings, scratch);
     });
   });
   return {grad_query, grad_key_value};
@@ -162,7 +175,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(blip_fast_native, m) {
       "cross_attention(Tensor query, Tensor key, Tensor? value, Tensor[] groups, Tensor? image_lengths, Tensor? seed, "
       "Tensor? offset, float dropout_p, float scale, int tile_rows) -> (Tensor, Tensor)");
   m.def(
-      "cross_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor? value, Tensor out, Tensor lse, "
+      "cross_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor? value, Tensor out, Tensor "
+      "statistics, "
       "Tensor[] groups, Tensor? image_lengths, Tensor? seed, Tensor? offset, float dropout_p, float scale, int "
       "tile_rows) "
       "-> (Tensor, Tensor)");

@@ -14,6 +14,7 @@
 
 #include "../common/dtypes.h"
 #include "../common/macros.h"
+#include "convert.h"
 
 namespace blip_fast {
 
@@ -51,9 +52,9 @@ template <class T>
 BLIP_FAST_MULTIVERSION void pack_panel(const T* b, int64_t stride, int64_t depth, int64_t columns, float* panel) {
   for (int64_t k = 0; k < depth; ++k, b += stride, panel += kPanelColumns) {
     if (columns == kPanelColumns) {
-      for (int64_t j = 0; j < kPanelColumns; ++j) panel[j] = static_cast<float>(b[j]);
+      for (int64_t j = 0; j < kPanelColumns; ++j) panel[j] = to_float(b[j]);
     } else {
-      for (int64_t j = 0; j < kPanelColumns; ++j) panel[j] = j < columns ? static_cast<float>(b[j]) : 0.0f;
+      for (int64_t j = 0; j < kPanelColumns; ++j) panel[j] = j < columns ? to_float(b[j]) : 0.0f;
     }
   }
 }

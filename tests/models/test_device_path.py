@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from blip_fast.config import BlipConfig
-from blip_fast.models import BlipCaptioner, BlipNLVR, BlipPretrain, BlipRetrieval, BlipVQA
+from blip_fast.models import BlipCaptioner, BlipNLVR, BlipPretrain, BlipRetrieval, BlipVideoQA, BlipVisDial, BlipVQA
 
 CONFIG = BlipConfig.tiny(vocab_size=300, text_layers=2, vit_depth=2, queue_size=64)
 READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::masked_select", "aten::item"}
@@ -41,12 +41,16 @@ def losses(device: str):
         pairs, weights = torch.stack([image, image], 1), torch.ones(batch)
         counts = torch.ones(batch, dtype=torch.int64)
         rows = torch.zeros(batch, dtype=torch.int64)
+        frames, pool = pairs, torch.stack([ids, ids], 1)
+        dialogues = (image, ids, mask, ids, mask, pool, torch.ones_like(pool))
         return {
             "pretrain": (BlipPretrain, lambda m: m(image, ids, mask, alpha=0.4).loss),
             "retrieval": (BlipRetrieval, lambda m: m(image, ids, mask, ids=rows, alpha=0.4).loss),
             "caption": (BlipCaptioner, lambda m: m(image, ids, mask).loss),
             "vqa": (BlipVQA, lambda m: m(image, ids, mask, ids, mask, counts, weights).loss),
             "nlvr": (BlipNLVR, lambda m: m(pairs, ids, mask, rows).loss),
+            "videoqa": (BlipVideoQA, lambda m: m(frames, ids, mask, ids, mask, counts, weights).loss),
+            "visdial": (BlipVisDial, lambda m: m(*dialogues, labels=torch.zeros_like(pool[..., 0])).loss),
         }
 
 
@@ -62,7 +66,7 @@ def on_fake_cuda(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-HEADS = ["pretrain", "retrieval", "caption", "vqa", "nlvr"]
+HEADS = ["pretrain", "retrieval", "caption", "vqa", "nlvr", "videoqa", "visdial"]
 
 
 @pytest.mark.parametrize("head", HEADS)

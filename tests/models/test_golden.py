@@ -16,14 +16,6 @@ def pretrain_step(run: str, model: torch.nn.Module):
     return model(tensors["image"], tensors["ids"], tensors["mask"], alpha=alpha, negatives=negatives)
 
 
-@pytest.fixture(params=["exact", "capacity"])
-def plan(request, monkeypatch):
-    """Packing as on the host, where lengths are known, and as on a device, where they are not."""
-    if request.param == "capacity":
-        monkeypatch.setattr("blip_fast.models.packing._on_host", lambda tensor: False)
-    return request.param
-
-
 @pytest.mark.parametrize("run", ["a0", "a4"])
 def test_pretrain(run, plan):
     tensors, _ = golden.load("pretrain")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blip_fast.models.packing import IGNORED, pack
+from blip_fast.models.packing import IGNORED, join_texts, pack
 
 IDS = torch.tensor([[101, 7, 8, 102, 0], [101, 102, 0, 0, 0], [101, 5, 6, 9, 102]])
 MASK = (IDS != 0).long()
@@ -65,3 +65,16 @@ def test_refuses_other_shapes():
         pack(IDS[0])
     with pytest.raises(ValueError, match="attention_mask has shape"):
         pack(IDS, MASK[:2])
+
+
+def test_joined_texts(texts):
+    answers = pack(torch.tensor([[101, 20, 102], [101, 21, 102], [101, 22, 102]]), torch.tensor([[1, 1, 1]] * 3))
+    joined = join_texts(texts, answers)
+    assert joined.cu_seqlens.tolist() == [0, 6, 10, 17]
+    expected = [101, 7, 8, 102, 20, 102, 101, 102, 21, 102, 101, 5, 6, 9, 102, 22, 102]
+    assert joined.input_ids[:17].tolist() == expected
+    assert joined.positions[:17].tolist() == [*range(6), *range(4), *range(7)]
+    assert joined.max_length == 7
+    assert joined.exact == texts.exact
+    with pytest.raises(ValueError, match="first has 3 texts and second 1; expected as many"):
+        join_texts(texts, pack(IDS[:1]))

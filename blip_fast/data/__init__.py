@@ -1,0 +1,1 @@
+"""Data: datasets, transforms, tokenizer, and the bundled drawings with captions."""

@@ -1,0 +1,48 @@
+"""Texts in every form that the fused heads take: packed, padded ids with a mask, or strings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from blip_fast.config import BlipConfig
+from blip_fast.data.tokens import Use, tokenize
+from blip_fast.models.packing import PackedTexts, pack
+
+Texts: TypeAlias = Tensor | PackedTexts | Sequence[str]
+
+
+def pack_texts(
+    texts: Texts, attention_mask: Tensor | None, use: Use, config: BlipConfig, device: torch.device
+) -> PackedTexts:
+    """Packed texts on ``device``; see :func:`pack` for ids and mask, and :func:`padded_texts` for strings."""
+    if isinstance(texts, PackedTexts):
+        return texts
+    return pack(*padded_texts(texts, attention_mask, use, config, device))
+
+
+def padded_texts(
+    texts: Tensor | Sequence[str],
+    attention_mask: Tensor | None,
+    use: Use,
+    config: BlipConfig,
+    device: torch.device,
+) -> tuple[Tensor, Tensor | None]:
+    """Ids (S, N) and mask as they are, or those of strings, tokenised as published for this use.
+
+    The ids of strings lie on ``device``; their mask stays on the CPU, so that packing knows the lengths.
+
+    Raises ValueError where strings come with a mask, or for a model of another vocabulary than the tokenizer's.
+    """
+    if isinstance(texts, Tensor):
+        return texts, attention_mask
+    if attention_mask is not None:
+        raise ValueError("attention_mask is given for texts that are strings; expected None, it follows from them")
+    if config.vocab_size != BlipConfig.vocab_size:
+        raise ValueError(f"texts are strings and vocab_size={config.vocab_size}; strings are tokenised for models with "
+                         f"{BlipConfig.vocab_size} entries, expected input_ids")  # fmt: skip
+    ids, mask = tokenize(texts, use)
+    return ids.to(device), mask

@@ -1,0 +1,99 @@
+"""Figures as SVG text to stand inside a page; the same data give the same text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+ACCENT = "#0f766e"
+_INK, _MUTED, _GRID = "#1f2933", "#94a3b8", "#e2e8f0"
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text, in the page's font
+    "svg.hashsalt": "blip_fast",  # else the ids of clip paths are random
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.edgecolor": _MUTED,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+}
+
+
+def curve(values: Sequence[float], title: str, log_scale: bool = False, smooth: int = 20) -> str:
+    """One metric by step: every value faint, the mean of the last ``smooth`` values in full colour."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.2, 2.5), layout="constrained")
+        axes = figure.subplots()
+        if smooth > 1:
+            axes.plot(values, color=_MUTED, linewidth=0.6, alpha=0.7)
+        axes.plot(running_mean(values, smooth), color=ACCENT, linewidth=1.8)
+        axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
+        axes.set_xlabel("step")
+        axes.set_xlim(0, max(len(values) - 1, 1))
+        if log_scale and min(values) > 0:
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+        return _to_svg(figure)
+
+
+def score_map(scores: Sequence[Sequence[float]]) -> str:
+    """Scores in [0, 1], one row per picture and one column per caption, as a map from white (0) to the accent (1)."""
+    with mpl.rc_context(_STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(4.4, 4.0), layout="constrained")
+        axes = figure.subplots()
+        colours = LinearSegmentedColormap.from_list("accent", ["#f8fafc", ACCENT])
+        mesh = axes.pcolormesh(scores, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=0.4)
+        axes.set_aspect("equal")
+        axes.invert_yaxis()
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_xlabel("captions")
+        axes.set_ylabel("pictures")
+        axes.spines[:].set_visible(False)
+        bar = figure.colorbar(mesh, ax=axes, fraction=0.046, ticks=[0, 0.5, 1])
+        bar.outline.set_visible(False)
+        return _to_svg(figure)
+
+
+def score_histogram(true: Sequence[float], false: Sequence[float]) -> str:
+    """How scores in [0, 1] of true and of false pairs are spread, in twenty bins, as shares of each kind."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.4, 4.0), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        for axes, values, colour, name in ((upper, true, ACCENT, "true pairs"), (lower, false, _MUTED, "false pairs")):
+            weights = [100 / len(values)] * len(values)
+            axes.hist(values, bins=20, range=(0, 1), weights=weights, color=colour, edgecolor="white")
+            axes.set_title(f"{len(values)} {name}", loc="left", fontsize=10, fontweight="bold")
+            axes.set_ylabel("%")
+            axes.set_ylim(0, 100)
+        lower.set_xlabel("probability that picture and caption match")
+        lower.set_xlim(0, 1)
+        return _to_svg(figure)
+
+
+def running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Mean of the last ``window`` values (fewer at the start) at each place."""
+    means, total = [], 0.0
+    for index, value in enumerate(values):
+        total += value - (values[index - window] if index >= window else 0.0)
+        means.append(total / min(index + 1, window))
+    return means
+
+
+def _to_svg(figure: Figure) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]  # without XML declaration and doctype, which do not belong inside HTML

@@ -1,0 +1,183 @@
+"""What the attention kernels share: online softmax, dropout by logical coordinates, and their tile sizes.
+
+Probabilities are ``2 ** (dot * log2_scale - shift) / sum`` with ``dot = q . k`` and ``log2_scale = scale * log2(e)``: one
+fused multiply-add and one power. Each row keeps shift and sum for its backward pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from blip_fast.kernels.aot import Specimen
+from blip_fast.kernels.philox import philox
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def softmax_shift(b_max, log2_scale):
+    """The shift for maximal products (M,): 0 for rows where all are -inf."""
+    return tl.where(b_max == float("-inf"), 0.0, b_max * log2_scale)
+
+
+@triton.jit
+def online_softmax(b_dot, b_max, b_sum, log2_scale):
+    """Probabilities of (M, N) relative to the new maximum; that maximum and sum; the factor for older sums."""
+    b_new = tl.maximum(b_max, tl.max(b_dot, 1))
+    b_shift = softmax_shift(b_new, log2_scale)
+    b_p = tl.exp2(b_dot * log2_scale - b_shift[:, None])
+    b_factor = tl.exp2(b_max * log2_scale - b_shift)
+    return b_p, b_new, b_sum * b_factor + tl.sum(b_p, 1), b_factor
+
+
+@triton.jit
+def keep_mask(seed, offset, threshold, b_position, b_text_head, start, BLOCK_N: tl.constexpr):
+    """(M, BLOCK_N) bool: which probabilities survive dropout, for the keys from ``start`` on, a multiple of BLOCK_N.
+
+    The word of key k is number k % 64 // 16 of the counter k // 64 * 16 + k % 16; see
+    `blip_fast.reference.cross_attention.keep_mask`. The four words of a counter are 16 columns apart, which in tensor-core
+    fragments is another register of the same thread.
+    """
+    BLOCK_M: tl.constexpr = b_position.shape[0]
+    if BLOCK_N % 64 == 0:
+        b_counter = start // 4 + tl.arange(0, BLOCK_N // 4)
+        x, y, z, w = philox(seed, b_counter[None, :], b_position[:, None], b_text_head[:, None], offset)
+        b_words = tl.join(tl.join(x, y), tl.join(z, w))  # (M, counters, low bit of the word's number, high bit)
+        b_words = tl.reshape(b_words, (BLOCK_M, BLOCK_N // 64, 16, 2, 2))
+        b_words = tl.reshape(tl.permute(b_words, (0, 1, 4, 3, 2)), (BLOCK_M, BLOCK_N))
+    else:
+        b_key = start + tl.arange(0, BLOCK_N)
+        b_counter = b_key // 64 * 16 + b_key % 16
+        x, y, z, w = philox(seed, b_counter[None, :], b_position[:, None], b_text_head[:, None], offset)
+        b_number = (b_key % 64 // 16)[None, :]
+        b_words = tl.where(b_number < 2, tl.where(b_number == 0, x, y), tl.where(b_number == 2, z, w))
+    return (b_words >> 8).to(tl.int32) >= threshold
+
+
+@triton.jit
+def rows_of_tile(p_rows, p_bounds, p_tiles, program, B, TILE_ROWS: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Image, rows (M,) and their mask for a program that takes BLOCK_M rows of a tile; image > B: nothing to do."""
+    p_tile = p_tiles + program // (TILE_ROWS // BLOCK_M) * 2
+    image = tl.load(p_tile).to(tl.int64)
+    place = tl.load(p_tile + 1) + program % (TILE_ROWS // BLOCK_M) * BLOCK_M
+    end = 0
+    if image <= B:
+        end = tl.load(p_bounds + image + 1)
+    if place >= end:
+        image = B.to(tl.int64) + 1
+    o_place = place + tl.arange(0, BLOCK_M)
+    o_row = tl.load(p_rows + o_place, mask=o_place < end, other=0).to(tl.int64)
+    return image, o_row, o_place < end
+
+
+@triton.jit
+def keys_of_image(p_lengths, image, B, L):
+    """Keys that rows of an image see; none for rows without one (image == B)."""
+    length = 0
+    if image < B:
+        length = L
+        if p_lengths is not None:
+            length = tl.maximum(tl.minimum(tl.load(p_lengths + image), L), 0)
+    return length
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """Launch parameters of an attention kernel: queries and keys of a block, warps, stages of its pipeline."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+# What was measured to be fastest, by (architecture, kernel, rows of a tile, head size, bytes per element). None yet.
+STORED_TILES: dict[tuple[int, str, int, int, int], Tile] = {}
+
+
+@functools.cache
+def tile_for(kernel: str, tile_rows: int, head_size: int, itemsize: int, device: torch.device) -> Tile:
+    """The stored tile for this GPU, or else the one by rule. ``head_size`` is rounded up to a power of two."""
+    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+    arch = 10 * major + minor
+    stored = STORED_TILES.get((arch, kernel, tile_rows, head_size, itemsize))
+    return stored or tile_by_rule(kernel, tile_rows, head_size, itemsize)
+
+
+def tile_by_rule(kernel: str, tile_rows: int, head_size: int, itemsize: int) -> Tile:
+    """The largest tile of which nothing spills to memory, as ahead-of-time compilation shows.
+
+    16-bit types: 64 keys, which is what one set of Philox words covers. fp32: products without tensor cores take many more
+    registers, hence small tiles.
+    """
+    wide = head_size > 64
+    if itemsize == 4:
+        if kernel == "forward":
+            return Tile(16, 32, 8, 1) if wide else Tile(16, 64, 8, 2)
+        if kernel == "grad_query":
+            return Tile(16, 64, 8, 3 if wide else 1)
+        return Tile(16, 64, 8, 2 if wide else 1)
+    if kernel == "forward":
+        rows = min(tile_rows, 32 if wide else 128)
+        return Tile(rows, 64, 8 if rows == 128 else 4, 3 if rows == 16 else 2)
+    if kernel == "grad_query":
+        return Tile(min(tile_rows, 32), 64, 4, 2)
+    return Tile(32, 64, 8 if wide else 4, 2)
+
+
+def attention_specimens(kernel: Any, name: str, tile_rows: tuple[int, ...]) -> list[Specimen]:
+    """The kernel at the tiles that it is launched with: head sizes 64 and 128, bf16 and fp32, with dropout and without."""
+    launches = {}
+    for head_size, dtype, rows in itertools.product((64, 128), ("bf16", "fp32"), tile_rows):
+        tile = tile_by_rule(name, rows, head_size, 2 if dtype == "bf16" else 4)
+        launches.setdefault((head_size, dtype, tile), rows)
+    return [
+        _specimen(kernel, head_size, dtype, tile, rows, dropout)
+        for (head_size, dtype, tile), rows in launches.items()
+        for dropout in (False, True)
+    ]
+
+
+def _specimen(kernel: Any, head_size: int, dtype: str, tile: Tile, tile_rows: int, dropout: bool) -> Specimen:
+    constants = {"D": head_size, "BLOCK_D": head_size, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+    constants |= {"TILE_ROWS": tile_rows, "PRECISION": "ieee"}
+    constants |= {} if dropout else {"p_seed": None, "p_offset": None}
+    fixed = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    signature = {name: _argument_type(name, dtype) for name in kernel.arg_names if name not in fixed}
+    aligned = tuple(name for name in signature if name.startswith("stride_"))
+    label = f"{dtype}, D={head_size}, {tile.block_m} x {tile.block_n}" + (", dropout" if dropout else "")
+    return Specimen(kernel, signature, fixed, tile.num_warps, tile.num_stages, label, aligned)
+
+
+def _argument_type(name: str, dtype: str) -> str:
+    if name in ("p_seed", "p_offset"):
+        return "*i64"
+    if name in ("p_stat", "p_delta"):
+        return "*fp32"
+    if name in ("p_q", "p_k", "p_v", "p_o", "p_do", "p_dq", "p_dk", "p_dv", "p_dkv"):
+        return f"*{dtype}"
+    if name.startswith("p_"):
+        return "*i32"
+    return "fp32" if name in ("scale", "keep_scale") else "i32"
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Of the GPU; in the interpreter, those of an H100."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Of products of fp32 tiles: TF32 where torch is allowed to use it."""
+    return "ieee" if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def dropout_threshold(dropout_p: float) -> int:
+    """Of 24-bit numbers: those below it are dropped."""
+    return int(dropout_p * 2**24 + 0.5)

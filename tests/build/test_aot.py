@@ -1,0 +1,25 @@
+"""Every Triton kernel compiles for sm_80, sm_90 and sm_100 without a GPU, spills nothing and fits in shared memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from blip_fast.ops.registry import interpreting
+
+pytest.importorskip("triton")
+if interpreting():
+    pytest.skip("the interpreter replaces the compiler", allow_module_level=True)
+
+from blip_fast.kernels.aot import ARCHS, LIMITS, compile_specimen, specimens
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(
+    "specimen", [pytest.param(s, id=f"{operation}-{s.name}-{s.label}") for operation, s in specimens()]
+)
+def test_compiles_without_spills(specimen, arch):
+    usage = compile_specimen(specimen, arch)
+    assert usage.spills == 0
+    assert 0 < usage.registers <= 255
+    assert usage.shared <= LIMITS[arch]["shared_per_block"]
+    assert usage.occupancy > 0

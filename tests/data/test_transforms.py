@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from blip_fast.data.transforms import IMAGE_MEAN, IMAGE_STD, eval_transform, train_transform
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def denormalise(image: torch.Tensor) -> torch.Tensor:
+    return image * torch.tensor(IMAGE_STD)[:, None, None] + torch.tensor(IMAGE_MEAN)[:, None, None]
+
+
+def test_evaluation_squashes_the_whole_picture_by_pils_bicubic_filter(picture: Image.Image) -> None:
+    image = eval_transform(24)(picture)
+    expected = np.asarray(picture.resize((24, 24), Image.Resampling.BICUBIC)).transpose(2, 0, 1) / 255
+    assert image.dtype == torch.float32
+    torch.testing.assert_close(denormalise(image), torch.tensor(expected, dtype=torch.float32), atol=1e-6, rtol=0)
+
+
+def test_training_crops_are_at_least_as_large_as_asked() -> None:
+    # A picture whose pixels hold their own coordinates shows which part a crop took.
+    rows, columns = np.meshgrid(np.arange(200), np.arange(200), indexing="ij")
+    picture = Image.fromarray(np.stack([rows, columns, 0 * rows], axis=2).astype(np.uint8))
+    torch.manual_seed(0)
+    transform = train_transform(32, scale=(0.5, 1.0), flip=False)
+    areas = []
+    for _ in range(50):
+        pixels = denormalise(transform(picture)) * 255
+        height, width = (float(pixels[axis].max() - pixels[axis].min()) for axis in (0, 1))
+        areas.append((height + 200 / 32) * (width + 200 / 32) / 200**2)
+        assert pixels[1, 0, 0] < pixels[1, 0, -1]  # not flipped
+    assert 0.45 < min(areas) < 0.6
+    assert max(areas) > 0.85
+
+
+def test_training_flips_half_of_the_pictures() -> None:
+    picture = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8)[None, :, None] * 4, (64, 1, 3)))
+    torch.manual_seed(0)
+    transform = train_transform(16)
+    flipped = sum(bool((image := transform(picture))[0, 0, 0] > image[0, 0, -1]) for _ in range(100))
+    assert 30 < flipped < 70
+
+
+@pytest.mark.parametrize("make", [train_transform, eval_transform])
+def test_image_size_must_be_positive(make: object) -> None:
+    with pytest.raises(ValueError, match="image_size=0"):
+        make(0)  # type: ignore[operator]
