@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from benchmarks.job import Case, Variant
 from benchmarks.results import Row
@@ -48,7 +48,9 @@ def _truth(case: Case, inputs: tuple[Any, ...]) -> Any:
     if case.truth is not None:
         return case.truth(*copy.deepcopy(inputs))
     with case.baseline.context():
-        return case.baseline.run(*copy.deepcopy(inputs))
+        answer = case.baseline.run(*copy.deepcopy(inputs))
+    # A copy: gradients belong to the model, and the next variant's context may clear them.
+    return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, answer)
 
 
 def _check(variant: Variant, tolerance: float, inputs: tuple[Any, ...], truth: Any) -> Row:

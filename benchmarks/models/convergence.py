@@ -12,6 +12,7 @@ published path over three seeds. Finished curves are read from the output; delet
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def load_pairs(folder: Path, image_size: int) -> Pairs:
     """The pictures of ``train.json``; every word of a caption is a token."""
     records = json.loads((folder / "train.json").read_text(encoding="utf-8"))
     texts = [record["caption"].lower().replace(",", "").replace(":", "").split() for record in records]
-    words = {word: FIRST_WORD + number for number, word in enumerate(dict.fromkeys(sum(texts, [])))}
+    words = {word: FIRST_WORD + number for number, word in enumerate(dict.fromkeys(itertools.chain(*texts)))}
     ids = torch.zeros(len(texts), 2 + max(map(len, texts)), dtype=torch.int64)
     for row, text in zip(ids, texts, strict=True):
         tokens = [BlipConfig.cls_token_id, *(words[word] for word in text), BlipConfig.sep_token_id]
@@ -95,11 +96,11 @@ def train(path: str, pairs: Pairs, config: BlipConfig, recipe: Recipe, seed: int
         for parameter in model.parameters():
             parameter.data *= 1 + DISTURBANCE * torch.randn_like(parameter)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    options = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
-    optimizer: torch.optim.Optimizer = torch.optim.AdamW(trained, **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(trained, **options)
     if path == "blip_fast":
         model.momentum_in_forward = False
-        optimizer = AdamWMomentum(trained, model.momentum_pairs(), config.momentum, **options)  # type: ignore[arg-type]
+        optimizer = AdamWMomentum(trained, model.momentum_pairs(), config.momentum, **options)
     order = torch.Generator().manual_seed(seed)
     losses = []
     for step in range(recipe.steps):
@@ -136,7 +137,9 @@ def relative_difference(curves: dict[str, NDArray[np.float64]], path: str) -> ND
 def judge(curves: dict[str, NDArray[np.float64]], dropout: float) -> dict[str, float | bool]:
     """The largest relative difference without dropout, and with it the final difference and spread, against their limits."""
     difference, disturbed = (float(relative_difference(curves, path).max()) for path in (PATHS[1], DISTURBED))
-    finals = {path: [float(curves[curve_name(path, dropout, seed)][-LAST:].sum(1).mean()) for seed in SEEDS] for path in PATHS}
+    finals = {
+        path: [float(curves[curve_name(path, dropout, seed)][-LAST:].sum(1).mean()) for seed in SEEDS] for path in PATHS
+    }
     published_finals, our_finals = (finals[path] for path in PATHS)
     spread = max(published_finals) - min(published_finals)
     final_difference = abs(float(np.mean(our_finals)) - float(np.mean(published_finals)))
@@ -166,7 +169,7 @@ def plot(curves: dict[str, NDArray[np.float64]], dropout: float, file: Path) -> 
     for path, color in ((PATHS[1], "C1"), (DISTURBED, "C2")):
         apart.semilogy(relative_difference(curves, path), color=color, linewidth=0.8, label=path)
     apart.axhline(TOLERANCE, color="gray", linestyle=":", label="aim")
-    apart.set(title="relative difference from the reference", xlabel="step")
+    apart.set(title="relative difference from the reference", xlabel="step", ylim=(1e-9, 1e-2))
     apart.legend()
     for path, color in zip(PATHS, ("C0", "C1"), strict=True):
         for seed in SEEDS:
@@ -198,7 +201,9 @@ def write(document: dict[str, Any], file: Path) -> None:
 
 
 @click.command()
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=REPOSITORY / "benchmarks" / "results")
+@click.option(
+    "--output", type=click.Path(file_okay=False, path_type=Path), default=REPOSITORY / "benchmarks" / "results"
+)
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), default=DATA)
 @click.option("--steps", type=click.IntRange(min=LAST), default=Recipe.steps, show_default=True)
 @click.option("--dropout", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1, show_default=True)

@@ -1,12 +1,11 @@
 """VQA by ranking, k=128 of 3,129 answers: as published, and with one set of keys per question and no padding.
 
 The images' states are given, as the image encoder does the same work in both. Question encoding, the choice of 128 answers by
-their first token, and their losses are timed.
+their first token, and their losses are timed, in fp32 on a GPU too: in bf16 other answers might be chosen.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 
 import torch
@@ -27,7 +26,6 @@ K = 128
 ANSWER_LENGTHS = {2: 1, 3: 1927, 4: 764, 5: 378, 6: 46, 7: 12, 8: 1}
 FIRST_ANSWER_WORD = 2000
 AIMS = (Aim(3.0, over="reference"),)
-TOLERANCE = {"cpu": 1e-5, "cuda": 5e-2}  # on a GPU all variants run in bf16
 NO_RANKING = "transformers' BlipForQuestionAnswering generates answers and ranks none"
 
 
@@ -68,21 +66,17 @@ def _case(config: BlipConfig, device: torch.device) -> Case:
         ranking = model.rank_ids(states, ids, mask, *candidates, k=K)
         return torch.zeros(len(states), len(answer_ids), device=device).scatter(1, ranking.kept, ranking.scores)
 
-    def precision() -> contextlib.AbstractContextManager[None]:
-        return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-
     first = inputs(0)
     return Case(
         name=f"{config.text_layers} layers, {len(QUESTIONS)} questions, k={K}, 480 px",
         inputs=inputs,
         variants=[
-            Variant("reference", lambda *args: run(published, *args), role="baseline", context=precision),
+            Variant("reference", lambda *args: run(published, *args), role="baseline"),
             Variant("transformers", run, unavailable=NO_RANKING),
-            Variant("blip_fast", lambda *args: run(fast, *args), role="ours", context=precision),
+            Variant("blip_fast", lambda *args: run(fast, *args), role="ours"),
         ],
-        tolerance=TOLERANCE[device.type],
+        tolerance=1e-5,
         flops=sum(count_flops(lambda: run(fast, *first)).values()),
-        dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
         aims=AIMS,
         items=(len(QUESTIONS), "questions"),
         input_sets=2,

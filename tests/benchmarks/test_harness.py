@@ -13,6 +13,7 @@ from benchmarks import harness, timing
 from benchmarks.check import answer_error, check_variants
 from benchmarks.job import Aim, Case, Variant
 from benchmarks.limits import Limits
+from benchmarks.table import describe_aim
 from tests.benchmarks.common import CPU, SETTING, double, inputs, small_case
 
 LIMITS = Limits(gemm_rate=1e11, copy_bandwidth=1e10, update_bandwidth=1e10)
@@ -137,14 +138,58 @@ def test_aims_are_judged_by_the_whole_interval(aim, verdict):
     slow = Variant("ours, slower", double, role="ours")
     case = small_case(peer, slow, bytes=4e9)  # a floor of 0.4 s
     noise = np.random.default_rng(0).lognormal(0, 0.02, (3, 50))
-    times = dict(zip(("x + x", "ours", "ours, slower"), noise * np.array([[2.0], [1.0], [3.0]]), strict=True))
-    result = harness.judge_aim(aim, case, times, LIMITS)
+    times = zip(("x + x", "ours", "ours, slower"), noise * np.array([[2.0], [1.0], [3.0]]), strict=True)
+    result = harness.judge_aim(aim, case, {name: harness.Measurement(row) for name, row in times}, LIMITS)
     assert result.verdict == verdict
     assert result.variant == (None if verdict == "not measured" else "ours")
 
 
 def test_an_aim_without_one_of_our_variants_is_not_measured():
-    assert harness.judge_aim(Aim(1.0), small_case(), {"x + x": np.ones(5)}, LIMITS).verdict == "not measured"
+    right = {"x + x": harness.Measurement(np.ones(5))}
+    assert harness.judge_aim(Aim(1.0), small_case(), right, LIMITS).verdict == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("aim", "reached", "verdict"),
+    [
+        (Aim(1.5, over="x + x", of="memory"), 2.0, "met"),
+        (Aim(2.5, over="x + x", of="memory"), 2.0, "missed"),
+        (Aim(30.0, of="items"), 40.0, "met"),
+        (Aim(50.0, of="items"), 40.0, "missed"),
+    ],
+)
+def test_aims_of_memory_and_of_items_per_second(aim, reached, verdict):
+    right = {"x + x": harness.Measurement(np.ones(5), 2000), "ours": harness.Measurement(np.full(5, 0.1), 1000)}
+    result = harness.judge_aim(aim, small_case(items=(4, "images")), right, LIMITS)
+    assert result.reached.value == pytest.approx(reached)
+    assert (result.verdict, result.of) == (verdict, aim.of)
+    wanted = {"memory": "of the memory of x + x", "items": "images/s"}[aim.of]
+    assert wanted in describe_aim(result, (4, "images"))
+
+
+def test_an_aim_of_memory_without_a_count_is_not_measured():
+    right = {name: harness.Measurement(np.ones(5)) for name in ("x + x", "ours")}
+    aim = Aim(1.5, over="x + x", of="memory")
+    assert harness.judge_aim(aim, small_case(), right, LIMITS).verdict == "not measured"
+
+
+def test_memory_is_that_of_the_call_to_be_weighed(monkeypatch):
+    weighed = []
+    monkeypatch.setattr(harness, "peak_extra_bytes", lambda call, device: len(call()))
+    case = small_case(Variant("heavy", double, weigh=lambda x: weighed.append("x") or x[:7]))
+    _, rows = run(case)
+    assert rows["heavy"].peak_extra_bytes == 7
+    assert rows["ours"].peak_extra_bytes == 1000
+    assert weighed == ["x"]
+
+
+def test_a_graph_that_cannot_be_captured_is_reported(monkeypatch):
+    def refuse(variant, inputs):
+        raise RuntimeError("operation not permitted\nwhen the stream is capturing")
+
+    monkeypatch.setattr(harness, "capture_cuda_graph", refuse)
+    graphs, failures = harness._capture([Variant("ours", double, cuda_graph=True)], (), torch.device("cuda"))
+    assert (graphs, failures) == ([], {"ours": "operation not permitted"})
 
 
 def test_input_sets_overflow_the_cache(monkeypatch):
@@ -165,5 +210,11 @@ def test_declarations_are_checked():
         small_case(Variant("ours", double))
     with pytest.raises(ValueError, match="'nobody'"):
         small_case(aims=(Aim(1.0, over="nobody"),))
+    with pytest.raises(ValueError, match="expected the name of a variant"):
+        Aim(1.0, of="memory")
+    with pytest.raises(ValueError, match="expected None"):
+        Aim(1.0, over="ours", of="items")
+    with pytest.raises(ValueError, match="expected items"):
+        small_case(aims=(Aim(1.0, of="items"),))
     assert dataclasses.is_dataclass(small_case())
     assert inputs(0)[0].shape == (1000,)

@@ -21,7 +21,7 @@ def measured():
             return Limits(1e11, 1e10, 1e10)
 
     peer = Variant("peer", double, unavailable=f"no library in {environment.REPOSITORY}/lib")
-    case = small_case(peer, aims=(Aim(0.5), Aim(1.0, over="peer")))
+    case = small_case(peer, aims=(Aim(0.5), Aim(1.0, over="peer"), Aim(1.0, of="items")), items=(1000, "numbers"))
     document = dataclasses.replace(results.new_document(CPU, quick=True), tests_passed=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing.time_interleaved, "__defaults__", (timing.MIN_ROUNDS, 10))

@@ -5,30 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.models.counts import CountReads
 from blip_fast.config import BlipConfig
 from blip_fast.models import BlipCaptioner, BlipNLVR, BlipPretrain, BlipRetrieval, BlipVideoQA, BlipVisDial, BlipVQA
 
 CONFIG = BlipConfig.tiny(vocab_size=300, text_layers=2, vit_depth=2, queue_size=64)
-READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::masked_select", "aten::item"}
-
-
-class CountReads(TorchDispatchMode):
-    """Counts the operations that make the host wait for a value, or for a shape that depends on one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        masked = func._schema.name.startswith("aten::index") and any(
-            isinstance(item, torch.Tensor) and item.dtype in (torch.bool, torch.uint8)
-            for item in (args[1] if len(args) > 1 and isinstance(args[1], (list, tuple)) else [])
-        )
-        if func._schema.name in READS or masked:
-            self.found.append(func._schema.name)
-        return func(*args, **(kwargs or {}))
 
 
 def losses(device: str):
