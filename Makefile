@@ -1,6 +1,6 @@
 # make demo    train a small BLIP on bundled pictures (about 90 s on 2 cores) and write demo/report.html
 # make test    lint, then every test
-# make bench   the quick benchmarks
+# make bench   the quick benchmarks of the operations; make bench-models those of whole steps
 # make setup   only the virtual environment .venv with everything in it
 
 VENV := .venv
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup native demo test lint format bench clean
+.PHONY: setup native demo test lint format bench bench-models clean
 
 demo: native
 	$(BIN)/blip-fast demo
@@ -28,8 +28,13 @@ format: $(READY)
 	$(BIN)/ruff format .
 	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs $(BIN)/clang-format -i
 
+benchmarks_in = $(basename $(notdir $(filter-out %/__init__.py %/counts.py %/convergence.py,$(wildcard benchmarks/$(1)/*.py))))
+
 bench: native
-	$(BIN)/python -m benchmarks --quick --json build/bench.json
+	$(BIN)/python -m benchmarks --quick --json build/bench.json $(call benchmarks_in,ops)
+
+bench-models: native
+	$(BIN)/python -m benchmarks --quick --json build/bench-models.json $(call benchmarks_in,models)
 
 setup: native
 
