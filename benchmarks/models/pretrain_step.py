@@ -24,7 +24,7 @@ from benchmarks.peers.tuned import tuned
 from benchmarks.weights import Weights, same_weights
 from blip_fast import models, reference
 from blip_fast.config import BlipConfig
-from blip_fast.models.packing import PackedTexts, pack
+from blip_fast.data.packing import PackedTexts, pack
 from blip_fast.optim import AdamWMomentum
 
 PLACE = 60  # compiling takes long: what is quick comes first

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from blip_fast.data.packing import PackedTexts
 from blip_fast.data.tokens import PROMPT, cached_tokenizer, strings_of
 from blip_fast.models.decoding import DecodingSession
-from blip_fast.models.packing import PackedTexts
 from blip_fast.models.strings import Texts, pack_texts
 from blip_fast.models.text import AttentionDropout, LookAt, decoder_stream, run_layers, token_losses
 from blip_fast.models.vit import image_states

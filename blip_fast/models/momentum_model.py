@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blip_fast.models.packing import PackedTexts
+from blip_fast.data.packing import PackedTexts
 from blip_fast.models.text import AttentionDropout, Stream, encoder_stream, run_layers
 from blip_fast.models.vit import class_state, image_states
 from blip_fast.ops import enqueue_, mine_hard_negatives, momentum_update_

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from blip_fast.data.packing import PackedTexts
 from blip_fast.models.momentum_model import MomentumModel
-from blip_fast.models.packing import PackedTexts
 from blip_fast.models.strings import Texts, pack_texts
 from blip_fast.models.text import LookAt, decoder_stream, run_layers, token_losses
 from blip_fast.ops import contrastive_loss
@@ -30,7 +30,7 @@ class BlipPretrain(MomentumModel, ReferencePretrain):
         Args:
             image: (B, 3, S, S) normalised images.
             input_ids: (B, N) ids, [CLS] first, right-padded with 0; or packed texts, or strings.
-            attention_mask: (B, N), 1 for tokens and 0 for padding; best left on the CPU, see `blip_fast.models.packing`.
+            attention_mask: (B, N), 1 for tokens and 0 for padding; best left on the CPU, see `blip_fast.data.packing`.
             alpha: weight of the momentum targets, in [0, 1].
             negatives: (image_for_text, text_for_image), (B,) row indices each; None draws them.
         """

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blip_fast.data.packing import PackedTexts, pack
 from blip_fast.models.momentum_model import MomentumModel
-from blip_fast.models.packing import PackedTexts, pack
 from blip_fast.models.strings import Texts, pack_texts, padded_texts
 from blip_fast.models.text import LookAt, run_layers
 from blip_fast.models.vit import image_states

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from blip_fast.config import BlipConfig
+from blip_fast.data.packing import PackedTexts, pack
 from blip_fast.data.tokens import Use, tokenize
-from blip_fast.models.packing import PackedTexts, pack
 
 Texts: TypeAlias = Tensor | PackedTexts | Sequence[str]
 

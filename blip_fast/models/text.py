@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blip_fast.models.packing import PackedTexts
+from blip_fast.data.packing import PackedTexts
 from blip_fast.ops import cross_attention, group_rows, linear_cross_entropy
 from blip_fast.reference.decoder import TextDecoder
 from blip_fast.reference.row_groups import RowGroups

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from blip_fast.data.packing import PackedTexts, join_texts
 from blip_fast.data.tokens import dialogue_text, strings_of
-from blip_fast.models.packing import PackedTexts, join_texts
 from blip_fast.models.strings import Texts, pack_texts
 from blip_fast.models.text import AttentionDropout, LookAt, encoder_stream, run_layers
 from blip_fast.models.vit import image_states

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from blip_fast.data.packing import PackedTexts, pack
 from blip_fast.models.decoding import DecodingSession
-from blip_fast.models.packing import PackedTexts, pack
 from blip_fast.models.strings import Texts, pack_texts
 from blip_fast.models.text import AttentionDropout, LookAt, decoder_stream, encoder_stream, run_layers, token_losses
 from blip_fast.models.vit import image_states

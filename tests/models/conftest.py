@@ -9,5 +9,5 @@ import pytest
 def plan(request, monkeypatch):
     """Packing as on the host, where lengths are known, and as on a device, where they are not."""
     if request.param == "capacity":
-        monkeypatch.setattr("blip_fast.models.packing._on_host", lambda tensor: False)
+        monkeypatch.setattr("blip_fast.data.packing._on_host", lambda tensor: False)
     return request.param

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from blip_fast import models, reference
-from blip_fast.models.packing import pack
+from blip_fast.data.packing import pack
 from tests.models.common import assert_same_gradients, pair, texts
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blip_fast.models.packing import IGNORED, join_texts, pack
+from blip_fast.data.packing import IGNORED, join_texts, pack
 
 IDS = torch.tensor([[101, 7, 8, 102, 0], [101, 102, 0, 0, 0], [101, 5, 6, 9, 102]])
 MASK = (IDS != 0).long()
@@ -14,7 +14,7 @@ MASK = (IDS != 0).long()
 @pytest.fixture(params=[True, False])
 def texts(request, monkeypatch):
     if not request.param:
-        monkeypatch.setattr("blip_fast.models.packing._on_host", lambda tensor: False)
+        monkeypatch.setattr("blip_fast.data.packing._on_host", lambda tensor: False)
     packed = pack(IDS, MASK)
     assert packed.exact == request.param
     return packed
