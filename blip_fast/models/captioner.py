@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from blip_fast.data.packing import PackedTexts
-from blip_fast.data.tokens import PROMPT, cached_tokenizer, strings_of
+from blip_fast.data.tokens import PROMPT, strings_of
 from blip_fast.models.decoding import DecodingSession
 from blip_fast.models.strings import Texts, pack_texts
 from blip_fast.models.text import AttentionDropout, LookAt, decoder_stream, run_layers, token_losses
@@ -32,8 +32,8 @@ class BlipCaptioner(ReferenceCaptioner):
         """
         if not isinstance(input_ids, (Tensor, PackedTexts)):
             input_ids = [prompt + caption for caption in strings_of(input_ids)]
-            prompt_length = len(cached_tokenizer()(prompt).input_ids) - 1
-        texts = pack_texts(input_ids, attention_mask, "caption", self.config, image.device)
+            prompt_length = len(self.tokenizer(prompt).input_ids) - 1
+        texts = pack_texts(input_ids, attention_mask, "caption", self, image.device)
         texts = texts.with_first_token(self.config.dec_token_id)
         states = image_states(self.visual_encoder, image)
         dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, states.device)

@@ -34,7 +34,7 @@ class BlipVQA(ReferenceVQA):
 
         Questions and answers may come packed, or as strings.
         """
-        answers = pack_texts(answer_ids, answer_mask, "answer", self.config, image.device)
+        answers = pack_texts(answer_ids, answer_mask, "answer", self, image.device)
         counts = torch.as_tensor(answers_per_question)
         if counts.shape != image.shape[:1] or (counts.device.type == "cpu" and int(counts.sum()) != len(answers)):
             raise ValueError(
@@ -51,7 +51,7 @@ class BlipVQA(ReferenceVQA):
         self, image: Tensor, question_ids: Texts, question_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """States (B, N, text_width) of questions that have seen their images, 0 at padding; and their lengths (B,)."""
-        texts = pack_texts(question_ids, question_mask, "question", self.config, image.device)
+        texts = pack_texts(question_ids, question_mask, "question", self, image.device)
         texts = texts.with_first_token(self.config.enc_token_id)
         dropout = self._dropout(image.device)
         own = torch.arange(len(texts), device=image.device)
