@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
-from blip_fast.reference.generation import LengthNorm
+from blip_fast.reference.generation import SAMPLING_REPETITION_PENALTY, LengthNorm
 
 if TYPE_CHECKING:
-    from blip_fast.config import BlipConfig
-
-SAMPLING_REPETITION_PENALTY = 1.1  # published value for nucleus sampling; searches use 1
+    pass
 
 
 class OptionArguments(TypedDict, total=False):

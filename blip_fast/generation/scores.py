@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Sequences(NamedTuple):
+class GeneratedIds(NamedTuple):
     """N generated texts as tensors.
 
     Attributes:
@@ -27,6 +27,14 @@ class Sequences(NamedTuple):
         """(N,) mean log-probability of the generated tokens; its exponential is a confidence in (0, 1]."""
         return self.token_logprobs.sum(1) / self.generated.sum(1)
 
+    def with_texts(self, texts: list[str]) -> list[Generated]:
+        """Each with its text."""
+        columns = (texts, self.ids, self.token_logprobs, self.generated, self.scores.tolist())
+        return [
+            Generated(text, ids[new].tolist(), logprobs[new].tolist(), score)
+            for text, ids, logprobs, new, score in zip(*columns, strict=True)
+        ]
+
 
 @dataclass(frozen=True)
 class Generated:
@@ -35,7 +43,7 @@ class Generated:
     Attributes:
         text: without prompt and special tokens.
         token_ids: the generated tokens, the end token [SEP] included where there is one.
-        token_logprobs: log-probability of each, as :class:`Sequences` defines it.
+        token_logprobs: log-probability of each, as :class:`GeneratedIds` defines it.
         score: their mean: the text's length-normalised log-probability.
     """
 
