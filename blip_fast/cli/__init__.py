@@ -7,9 +7,14 @@ import importlib
 import click
 
 COMMANDS = {
+    "caption": "Write captions for images: files, folders, patterns, lists, webdataset shards.",
     "convert": "Convert checkpoints between the published, safetensors and Hugging Face formats.",
     "demo": "Train a small BLIP on bundled pictures and write a report.",
     "doctor": "Show which backends work on this machine, and why the others do not.",
+    "features": "Write features of images, texts or both to a safetensors file.",
+    "match": "Tell how well texts match an image.",
+    "serve": "Open a page for captions, questions and matches with heat maps.",
+    "vqa": "Answer questions about an image.",
 }
 
 
