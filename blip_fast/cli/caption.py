@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from blip_fast.cli.options import input_options, load_chosen, model_options, one_sentence_errors, tell
+from blip_fast.cli.options import input_options, load_chosen, model_options, one_sentence_errors, standard_input, tell
 
 if TYPE_CHECKING:
     from blip_fast.inference.captions import Captioning, CaptionSettings
@@ -72,7 +72,7 @@ def command(
         errors = output.with_name(f"{output.name}.errors.jsonl")
     with one_sentence_errors():
         # What is wrong with inputs and files shows before a model is loaded.
-        wanted = Inputs(inputs, click.get_text_stream("stdin") if "-" in inputs else (), allow_remote)
+        wanted = Inputs(inputs, standard_input(inputs), allow_remote)
         records = RecordFile(output, resume)
         captioning = load_captioning(checkpoint, device, precision, CaptionSettings(**settings))
         problems = ProblemFile(errors)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -82,6 +84,11 @@ def one_sentence_errors() -> Iterator[None]:
         yield
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def standard_input(arguments: Sequence[str]) -> list[str]:
+    """The lines of standard input if "-" is among the arguments; as file names, which need not be UTF-8."""
+    return [os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer] if "-" in arguments else []
 
 
 def tell(message: str) -> None:

@@ -68,7 +68,7 @@ class Inputs:
         if not arguments:
             raise InputError("no pictures are given; expected files, folders, patterns, shards, or '-' for a list")
         self.arguments, self.allow_remote = list(arguments), allow_remote
-        self.lines = [line.rstrip("\r\n") for line in lines] if STDIN in arguments else []
+        self.lines = list(lines)
         for argument in arguments:
             if argument != STDIN:
                 self.check(argument, patterns=True)
