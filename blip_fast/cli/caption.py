@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from blip_fast.cli.options import input_options, load_chosen, model_options, one_sentence_errors, standard_input, tell
+from blip_fast.cli.options import (
+    EXIT_WITH_PROBLEMS,
+    input_options,
+    load_chosen,
+    model_options,
+    one_sentence_errors,
+    standard_input,
+    tell,
+)
 
 if TYPE_CHECKING:
     from blip_fast.inference.captions import Captioning, CaptionSettings
     from blip_fast.inference.checkpoint import Precision
-
-EXIT_WITH_PROBLEMS = 3
 
 
 @click.command()

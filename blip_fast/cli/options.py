@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     Model = TypeVar("Model", bound=PretrainedModel)
 
+EXIT_WITH_PROBLEMS = 3  # the run is complete, but for inputs that could not be read
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 _MODEL_OPTIONS = (
@@ -80,9 +81,11 @@ def load_chosen(model_class: type[Model], checkpoint: str | None, device: str | 
 @contextlib.contextmanager
 def one_sentence_errors() -> Iterator[None]:
     """Within the block, what callers do wrong ends the command with the message alone."""
+    from blip_fast.data.pairs import BrokenImageError
+
     try:
         yield
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError, BrokenImageError) as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -90,7 +90,7 @@ class Inputs:
         """InputError unless the argument names something."""
         if is_address(argument):
             if not self.allow_remote:
-                raise InputError(f"{argument!r} is an address; nothing is fetched without --allow-remote")
+                raise InputError(refusal(argument))
         elif "\0" in argument or not (os.path.lexists(argument) or (patterns and any(glob.iglob(argument)))):
             raise InputError(
                 f"there is no {argument!r}; expected a picture, a folder, a pattern, a shard (.tar) or an address"
@@ -136,6 +136,11 @@ def walk(folder: str) -> Iterator[Input]:
                 yield from pictures_at(os.path.join(current, name))
     for error in unreadable:
         yield Input(str(error.filename), str(error.filename), problem=f"the folder cannot be read: {error.strerror}")
+
+
+def refusal(argument: str) -> str | None:
+    """Why an address is not fetched unless that is allowed; None for anything else."""
+    return f"{argument!r} is an address; nothing is fetched without --allow-remote" if is_address(argument) else None
 
 
 def is_address(argument: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import os
 import signal
 import stat
@@ -21,7 +22,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from blip_fast.data.pairs import BrokenImageError
 from blip_fast.data.transforms import IMAGE_MEAN, IMAGE_STD
-from blip_fast.inference.inputs import Input, is_address
+from blip_fast.inference.inputs import Input, InputError, Inputs, is_address
 
 MAX_PIXELS = 89_478_485  # PIL's own limit: larger pictures are mostly made to fill memory
 MAX_BYTES = 256 * 2**20
@@ -116,6 +117,21 @@ def read_picture(item: Input) -> Image.Image:
         raise BrokenImageError("is no picture in a known format") from error
     except Exception as error:  # decoders fail on hostile bytes in any way
         raise BrokenImageError(" ".join(f"{type(error).__name__}: {error}".split())[:300]) from error
+
+
+def one_picture(inputs: Inputs, image_size: int) -> Tensor:
+    """Pixels (3, S, S) uint8 of the one picture that inputs name.
+
+    Raises InputError where they name none or several, BrokenImageError where the picture cannot be read.
+    """
+    found = list(itertools.islice(inputs, 2))
+    if len(found) != 1:
+        named = "several images" if found else "no image"
+        raise InputError(f"{' '.join(inputs.arguments)!r} names {named}; expected one")
+    picture = PictureDataset(image_size)[found[0]]
+    if picture.pixels is None:
+        raise BrokenImageError(f"{picture.name}: {picture.problem}")
+    return picture.pixels
 
 
 def open_input(item: Input) -> BinaryIO:

@@ -58,7 +58,7 @@ def remaining(inputs: Iterable[Input], done: Iterable[str]) -> Iterator[Input]:
             yield item
 
 
-def decoding_workers(inputs: Iterable[Input]) -> int:
+def decoding_workers(inputs: Iterable[object]) -> int:
     """Processes that decode pictures: half of the cores, 8 at most; none for a handful, which they would only delay."""
     if len(list(itertools.islice(inputs, _HANDFUL + 1))) <= _HANDFUL:
         return 0
