@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+_BEGINNING = b'{"image": "'
+
 
 class RecordFile:
     """Records, one JSON object a line, on disk as soon as :meth:`write` returns; a context manager.
@@ -78,16 +80,15 @@ class ProblemFile:
 
 
 def read_done(path: Path) -> set[str]:
-    """The images of all records in a file; a last line that is none is cut off.
+    """The images of all records in a file; a last line that a run left unfinished is cut off.
 
-    Raises ValueError where another line is none.
+    Raises ValueError where another line is no record: then it is some other file, and stays as it is.
     """
     done, end = set(), 0
     with path.open("r+b") as file:
-        size = os.fstat(file.fileno()).st_size
         for number, line in enumerate(file, start=1):
             name = _image_of(line)
-            if name is None and end + len(line) < size:
+            if name is None and not _is_torn(line):
                 raise ValueError(
                     f"line {number} of {path} is no record with an 'image'; expected a file of this command"
                 )
@@ -116,3 +117,8 @@ def _image_of(line: bytes) -> str | None:
         return None
     name = record.get("image") if isinstance(record, dict) else None
     return name if isinstance(name, str) and line.endswith(b"\n") else None
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a line is the beginning of a record, or the zeros that a file system may leave in its place."""
+    return not line.endswith(b"\n") and (_BEGINNING.startswith(line[: len(_BEGINNING)]) or not line.strip(b"\0"))

@@ -51,6 +51,15 @@ def test_another_file_is_left_alone(tmp_path: Path, bad: str) -> None:
     assert path.read_text() == f"{bad}\n{LINES}"
 
 
+@pytest.mark.parametrize("content", ["a letter", "a letter\n", LINES + "[]\n", LINES + "a letter"])
+def test_another_files_last_line_is_no_torn_record(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="is no record with an 'image'"):
+        RecordFile(path, resume=True)
+    assert path.read_text() == content
+
+
 def test_names_that_are_not_utf8() -> None:
     name = b"\xff.png".decode("utf-8", "surrogateescape")
     line = json_line({"image": name})
