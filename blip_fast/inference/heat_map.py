@@ -36,17 +36,17 @@ def text_heat(model: BlipITM, picture: Image.Image, text: str) -> TextHeat:
     weight = model.visual_encoder.cls_token
     pixels = PictureDataset(model.config.image_size).transform(picture)
     ids, mask = (part.to(weight.device) for part in tokenize([text], "itm", model.tokenizer))
-    ids = with_first_token(ids, model.config.enc_token_id)
-    maps = match_heat_maps(model, normalised(pixels[None], weight.device, weight.dtype), ids, mask)[0].cpu()
     count = int(mask.sum())
+    ids, mask = with_first_token(ids[:, :count], model.config.enc_token_id), mask[:, :count]
+    maps = match_heat_maps(model, normalised(pixels[None], weight.device, weight.dtype), ids, mask)[0].cpu()
     words: list[tuple[str, Tensor]] = []
-    for token, token_map in zip(model.tokenizer.convert_ids_to_tokens(ids[0, 1 : count - 1]), maps[1:], strict=False):
+    for token, token_map in zip(model.tokenizer.convert_ids_to_tokens(ids[0, 1:-1]), maps[1:-1], strict=True):
         if token.startswith("##") and words:
             word, word_map = words.pop()
             words.append((word + token[2:], word_map + token_map))
         else:
             words.append((token, token_map))
-    return TextHeat(scaled(maps[:count].mean(0)), [(word, scaled(word_map)) for word, word_map in words])
+    return TextHeat(scaled(maps.mean(0)), [(word, scaled(word_map)) for word, word_map in words])
 
 
 def scaled(heat: Tensor) -> Tensor:

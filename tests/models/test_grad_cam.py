@@ -35,7 +35,7 @@ def test_against_autograd_through_everything(layer: int | None, monkeypatch: pyt
 
     monkeypatch.setattr(text, "attention", record)
     logits = model.itm(image, IDS, MASK)
-    probabilities = attended[2 * (2 if layer is None else layer) + 1]  # self- and cross-attention take turns
+    probabilities = attended[2 * (1 if layer is None else layer) + 1]  # self- and cross-attention take turns
     (gradient,) = torch.autograd.grad(logits[:, 1].sum(), probabilities)
     monkeypatch.undo()
     expected = (probabilities * gradient.relu()).mean(1)[:, :, 1:].reshape(2, 4, 3, 3) * MASK[:, :, None, None]
@@ -43,6 +43,7 @@ def test_against_autograd_through_everything(layer: int | None, monkeypatch: pyt
     torch.testing.assert_close(found, expected.float())
     assert found.amax() > 0
     assert not found[1, 3].any()
+    assert bool(found[0, 1:].any()) == (layer != 2)  # in the last layer only the first token is read
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
