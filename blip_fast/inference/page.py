@@ -142,7 +142,7 @@ def match_tab(models: PageModels) -> None:
             with gr.Row():
                 itm = gr.Textbox(label="Probability of a match", interactive=False, elem_classes="result")
                 cosine = gr.Textbox(label="Cosine of the features", interactive=False, elem_classes="result")
-            heat = gr.Image(label="Where the text finds it", interactive=False, format="png", buttons=[])
+            heat = gr.Image(label="Where the text finds it", interactive=False, height=320, format="png", buttons=[])
             words = gr.Gallery(label="Word by word", columns=4, height="auto", format="png", buttons=[])
             gr.HTML(
                 '<p class="source">Grad-CAM of the matching head: gradient times cross-attention, mean over heads.</p>'

@@ -16,7 +16,7 @@ MASK = (IDS != 0).long()
 
 def build() -> reference.BlipITM:
     torch.manual_seed(0)
-    model = reference.BlipITM(BlipConfig.tiny(image_size=24, vit_patch=8, text_layers=3, vocab_size=30524)).double()
+    model = reference.BlipITM(BlipConfig.tiny(image_size=24, vit_patch=8, text_layers=3, vocab_size=5000)).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
