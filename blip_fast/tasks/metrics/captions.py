@@ -1,4 +1,4 @@
-"""Caption metrics with the scorers of pycocoevalcap, under the published names: Bleu_1 to Bleu_4, METEOR, ROUGE_L, CIDEr, SPICE.
+"""Caption metrics by pycocoevalcap's scorers, as published: Bleu_1 to Bleu_4, METEOR, ROUGE_L, CIDEr, SPICE.
 
 Without Java the words come from our own tokenisation, and METEOR and SPICE are left out; ``CaptionScores.notes`` says so.
 """

@@ -18,7 +18,7 @@ def by_sorting(scores: torch.Tensor, right: list[list[int]], k: int) -> float:
 @pytest.fixture
 def scores() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    right = (IMAGE_OF_TEXT == torch.arange(12)[:, None]).float()
+    right = (torch.arange(12)[:, None] == IMAGE_OF_TEXT).float()
     return torch.randn(12, 16, generator=generator) + right, torch.randn(16, 12, generator=generator) + right.t()
 
 
