@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from blip_fast.checkpoints import load_checkpoint
 from blip_fast.training.devices import to_device
 
 if TYPE_CHECKING:
@@ -88,14 +89,12 @@ class Routine:
 class Task(Generic[SettingsT, Batch]):
     """One published program. Subclasses implement what raises NotImplementedError here.
 
-    Class attributes: ``name`` of the program, ``settings_class`` (a `RunSettings`), ``routine``, and the ``meter_window`` over
-    which the console line averages.
+    Class attributes: ``name`` of the program, ``settings_class`` (a `RunSettings`), and the ``routine``.
     """
 
     name: ClassVar[str]
     settings_class: ClassVar[type[Any]]
     routine: ClassVar[Routine]
-    meter_window: ClassVar[int] = 1
 
     def __init__(self, settings: SettingsT, context: RunContext) -> None:
         self.settings = settings
@@ -106,8 +105,13 @@ class Task(Generic[SettingsT, Batch]):
         raise NotImplementedError
 
     def build_model(self) -> nn.Module:
-        """The model on the CPU, initialised or loaded as published. Under `torch.device("meta")`: without values."""
+        """The model with random initial values, on the CPU; under `torch.device("meta")`, for ``--dry-run``, without any."""
         raise NotImplementedError
+
+    def load_initial(self, model: nn.Module) -> None:
+        """Load what the run starts from, as published: by default the checkpoint ``settings.pretrained``, if it is set."""
+        if self.settings.pretrained:
+            load_checkpoint(model, self.settings.pretrained)
 
     def train_data(self) -> Dataset[Any]:
         """Map-style training samples; ``collate`` of the data set makes a `Batch`. Not called by programs that only evaluate.

@@ -23,7 +23,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, dict):
         return _entries(batch, device)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(**_entries(batch._asdict(), device))
+        return type(batch)(**_entries(dict(zip(batch._fields, batch, strict=True)), device))
     if isinstance(batch, (list, tuple)):
         return type(batch)(to_device(entry, device) for entry in batch)
     return batch
