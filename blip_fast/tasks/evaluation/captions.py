@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,47 +16,45 @@ from blip_fast.tasks.evaluation.results import Entry
 
 
 class ImageBatch(Protocol):
-    """Images (B, 3, S, S) and their ids."""
+    """Images (B, 3, S, S) on the model's device, and their ids."""
 
     @property
     def images(self) -> Tensor: ...
 
     @property
-    def image_ids(self) -> Any: ...
+    def image_ids(self) -> Sequence[int | str]: ...
 
 
 @torch.no_grad()
 def caption_images(model: BlipCaptioner, batches: Iterable[ImageBatch], **options: Any) -> list[Entry]:
-    """Entries ``{"image_id": int, "caption": str}`` of a result file, in the order of the batches.
+    """Entries ``{"image_id": id, "caption": str}`` of a result file, in the order of the batches.
 
     ``options`` are those of ``BlipCaptioner.generate``: prompt, num_beams, max_length, min_length, repetition_penalty.
     """
-    device = next(model.parameters()).device
     entries: list[Entry] = []
     for batch in batches:
-        captions = model.generate(batch.images.to(device, non_blocking=True), **options)
-        ids = torch.as_tensor(batch.image_ids).tolist()
-        entries += [{"image_id": image, "caption": text} for image, text in zip(ids, captions, strict=True)]
+        captions = model.generate(batch.images, **options)
+        entries += [{"image_id": image, "caption": text} for image, text in zip(batch.image_ids, captions, strict=True)]
     return entries
 
 
-def captions_by_image(entries: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+def captions_by_image(entries: Iterable[Entry]) -> dict[int | str, str]:
     """The captions of a result file by image id."""
-    return {int(entry["image_id"]): entry["caption"] for entry in entries}
+    return {entry["image_id"]: entry["caption"] for entry in entries}
 
 
-def read_references(file: str | os.PathLike[str]) -> dict[int, list[str]]:
+def read_references(file: str | os.PathLike[str]) -> dict[int | str, list[str]]:
     """True captions by image id from an annotation file of COCO's format, ``coco_karpathy_{val,test}_gt.json``.
 
     Raises ValueError where it is of another format.
     """
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
-        annotations = [(int(entry["image_id"]), str(entry["caption"])) for entry in content["annotations"]]
+        annotations = [(entry["image_id"], str(entry["caption"])) for entry in content["annotations"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"annotation file {file} is not of COCO's format ({error!r}); expected an object with "
                          "'annotations', a list of objects with 'image_id' and 'caption'") from error  # fmt: skip
-    references: dict[int, list[str]] = {}
+    references: dict[int | str, list[str]] = {}
     for image, caption in annotations:
         references.setdefault(image, []).append(caption)
     return references

@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from blip_fast.models.nlvr import BlipNLVR
 from blip_fast.models.strings import Texts
-from blip_fast.reference.gather import world_size
+from blip_fast.training.distributed import sum_over_ranks
 
 
 class PairBatch(Protocol):
@@ -39,9 +38,7 @@ def accuracy(model: BlipNLVR, own_batches: Iterable[PairBatch]) -> float:
         logits = model(batch.image_pairs, batch.texts).logits
         right[0] += (logits.argmax(1) == batch.labels).sum()
         right[1] += len(batch.labels)
-    if world_size() > 1:
-        dist.all_reduce(right)
-    hits, seen = right.tolist()
+    hits, seen = sum_over_ranks(right).tolist()
     if not seen:
         raise ValueError("own_batches holds no sample on any rank; expected at least one")
     return hits / seen

@@ -8,7 +8,7 @@ from typing import Any
 
 from blip_fast.checkpoints.files import write_atomically
 from blip_fast.reference.gather import rank
-from blip_fast.tasks.evaluation.shards import gather_lists
+from blip_fast.training.distributed import gather_objects
 
 Entry = dict[str, Any]
 
@@ -26,8 +26,9 @@ def save_results(entries: list[Entry], folder: Path, name: str, key: str) -> lis
     """
     _write(folder / f"{name}_rank{rank()}.json", entries)
     first: dict[Any, Entry] = {}
-    for entry in gather_lists(entries):
-        first.setdefault(entry[key], entry)
+    for part in gather_objects(entries) or []:
+        for entry in part:
+            first.setdefault(entry[key], entry)
     merged = list(first.values())
     if rank() == 0:
         _write(folder / f"{name}.json", merged)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from blip_fast.reference.gather import gather_rows, world_size
@@ -37,21 +34,3 @@ def join_shards(rows: Tensor, count: int) -> Tensor:
     padded[: len(rows)] = rows
     parts = gather_rows(padded).split(max(sizes))
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
-
-
-def gather_lists(own: list[Any]) -> list[Any]:
-    """The lists of all ranks, one after the other, on rank 0; an empty list on the others."""
-    if world_size() == 1:
-        return own
-    parts: list[Any] | None = [None] * world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(own, parts)
-    return [entry for part in parts or [] for entry in part]
-
-
-def from_main(value: Any) -> Any:
-    """What rank 0 has, on every rank."""
-    if world_size() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]

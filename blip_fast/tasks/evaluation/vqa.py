@@ -20,10 +20,10 @@ class QuestionBatch(Protocol):
     def images(self) -> Tensor: ...
 
     @property
-    def input_ids(self) -> Tensor: ...
+    def question_tokens(self) -> Tensor: ...
 
     @property
-    def attention_mask(self) -> Tensor: ...
+    def question_mask(self) -> Tensor: ...
 
     @property
     def question_ids(self) -> Sequence[int | str]: ...
@@ -34,7 +34,7 @@ def generate_answers(model: BlipVQA, batches: Iterable[QuestionBatch]) -> list[E
     """Entries ``{"question_id": id, "answer": str}`` of a result file: beam search of width 3, as published."""
     entries: list[Entry] = []
     for batch in batches:
-        ids = model.generate_ids(batch.images, batch.input_ids, batch.attention_mask)
+        ids = model.generate_ids(batch.images, batch.question_tokens, batch.question_mask)
         answers = cached_tokenizer().batch_decode(ids, skip_special_tokens=True)
         entries += _entries(batch, answers)
     return entries
@@ -49,7 +49,7 @@ def rank_answers(
     candidate_ids = ids.to(next(model.parameters()).device)
     entries: list[Entry] = []
     for batch in batches:
-        ranking = model.rank_ids(batch.images, batch.input_ids, batch.attention_mask, candidate_ids, mask, k_test)
+        ranking = model.rank_ids(batch.images, batch.question_tokens, batch.question_mask, candidate_ids, mask, k_test)
         entries += _entries(batch, [candidates[index] for index in ranking.best.tolist()])
     return entries
 

@@ -23,7 +23,8 @@ from blip_fast.tasks.metrics.words import java, own_words, treebank_words
 
 _BLEU = [f"Bleu_{n}" for n in (1, 2, 3, 4)]
 _SPICE_JAR = Path(get_stanford_models.SPICEDIR) / get_stanford_models.SPICELIB / f"{get_stanford_models.JAR}.jar"
-Words = dict[int, list[str]]
+ImageId = int | str
+Words = dict[ImageId, list[str]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class CaptionScores:
 
 
 def caption_scores(
-    captions: Mapping[int, str], references: Mapping[int, Sequence[str]], use_java: bool = True
+    captions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]], use_java: bool = True
 ) -> CaptionScores:
     """Score one caption per image against its references.
 
@@ -48,7 +49,7 @@ def caption_scores(
     """
     _check(captions, references)
     absent = None if use_java and java() else "Java is absent" if use_java else "Java is not wanted"
-    ids = sorted(captions)
+    ids = list(captions)
     flat = (own_words if absent else treebank_words)([text for i in ids for text in (captions[i], *references[i])])
     candidates, truths = _unflatten(flat, ids, references)
     metrics = _score(Bleu(4), truths, candidates, _BLEU)
@@ -61,7 +62,7 @@ def caption_scores(
     return CaptionScores(metrics | found, notes)
 
 
-def _check(captions: Mapping[int, str], references: Mapping[int, Sequence[str]]) -> None:
+def _check(captions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]) -> None:
     if not captions:
         raise ValueError("captions is empty; expected a caption for each image")
     for image in references.keys() ^ captions.keys():
@@ -73,7 +74,7 @@ def _check(captions: Mapping[int, str], references: Mapping[int, Sequence[str]])
             raise ValueError(f"references has {texts!r} for image {image}; expected a list of at least one caption")
 
 
-def _unflatten(flat: list[str], ids: list[int], references: Mapping[int, Sequence[str]]) -> tuple[Words, Words]:
+def _unflatten(flat: list[str], ids: list[ImageId], references: Mapping[ImageId, Sequence[str]]) -> tuple[Words, Words]:
     words = iter(flat)
     candidates, truths = {}, {}
     for image in ids:

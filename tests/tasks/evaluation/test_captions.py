@@ -9,15 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from blip_fast.config import BlipConfig
 from blip_fast.models import BlipCaptioner
 from blip_fast.tasks.evaluation.captions import caption_images, captions_by_image, read_references
+from tests.tasks.evaluation.common import smallest_config
 
 
 def test_entries_are_those_of_the_model() -> None:
     torch.manual_seed(0)
-    sizes = dict(text_layers=1, text_width=16, text_heads=2, text_intermediate=16, vit_width=16, vit_depth=1)
-    model = BlipCaptioner(BlipConfig.tiny(image_size=16, vit_heads=2, **sizes)).eval()
+    model = BlipCaptioner(smallest_config()).eval()
     images = torch.randn(3, 3, 16, 16)
     options = dict(prompt="a picture of ", num_beams=2, max_length=8, min_length=5)
     batches = [SimpleNamespace(images=images[:2], image_ids=(9, 4)), SimpleNamespace(images=images[2:], image_ids=(7,))]
