@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from blip_fast.config import BlipConfig
 from blip_fast.data.demo_pairs import demo_pairs
-from blip_fast.data.pairs import PairDataset
+from blip_fast.data.pretrain import PretrainData
 from blip_fast.data.tokenizer import load_tokenizer, restrict_vocabulary
 from blip_fast.data.transforms import eval_transform, train_transform
 from blip_fast.models import BlipCaptioner, BlipPretrain
@@ -46,8 +46,8 @@ class DemoResult:
     tokenizer: PreTrainedTokenizerFast
     settings: PretrainSettings
     seed: int
-    train_pairs: PairDataset
-    test_pairs: PairDataset
+    train_pairs: PretrainData
+    test_pairs: PretrainData
     log: MetricLog
     cosine: torch.Tensor
     matching: torch.Tensor
@@ -103,7 +103,7 @@ def demo_settings(steps: int, pairs: int) -> PretrainSettings:
         max_tokens=12,
         passes_per_epoch=passes,
         workers=0,
-        max_broken_images=0,
+        max_bad_samples=0,
     )
 
 
@@ -114,7 +114,7 @@ def run_demo(
     with deterministic_algorithms(), few_threads():
         generator = seed_everything(seed)
         image_size = _MODEL["image_size"]
-        train_pairs = demo_pairs("train", train_transform(image_size, scale=(0.5, 1.0), flip=False))
+        train_pairs = demo_pairs("train", train_transform(image_size, flip=False, augment=False))
         test_pairs = demo_pairs("test", eval_transform(image_size))
         settings = demo_settings(steps, len(train_pairs))
         # Some 400 entries instead of 30,524: a step takes half the time, and no caption changes.

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerFast
 
-from blip_fast.data.pairs import PairBatch, PairDataset, collate_pairs
+from blip_fast.data.bad_samples import BadSamples
+from blip_fast.data.pretrain import PretrainBatch, PretrainData
 from blip_fast.training.loop import StepReport, adamw, train
 from blip_fast.training.meters import MetricLog
 from blip_fast.training.schedules import alpha_ramp, pretrain_lr
@@ -41,7 +42,7 @@ class PretrainSettings:
     max_tokens: int = 30
     passes_per_epoch: int = 1
     workers: int = 4
-    max_broken_images: int = 100
+    max_bad_samples: int = 100
 
     def to_dict(self) -> dict[str, int | float]:
         return dataclasses.asdict(self)
@@ -63,31 +64,15 @@ class PassSampler(Sampler[int]):
             yield from torch.randperm(self.length, generator=self.generator).tolist()
 
 
-class BrokenImages:
-    """The pictures that could not be read so far; more than ``limit`` of them are an error."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.messages: dict[str, None] = {}
-
-    def add(self, messages: tuple[str, ...]) -> None:
-        self.messages.update(dict.fromkeys(messages))
-        if len(self.messages) > self.limit:
-            raise RuntimeError(
-                f"{len(self.messages)} pictures cannot be read, more than max_broken_images={self.limit}; the last: "
-                f"{next(reversed(self.messages))}"
-            )
-
-
 def pretrain(
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerFast,
-    pairs: PairDataset,
+    pairs: PretrainData,
     settings: PretrainSettings,
     device: torch.device,
     generator: torch.Generator,
     on_step: Callable[[StepReport, MetricLog], None],
-) -> tuple[MetricLog, BrokenImages]:
+) -> tuple[MetricLog, BadSamples]:
     """Train ``model``, a ``BlipPretrain`` on ``device``, in place; returns every step's losses and the broken pictures.
 
     Each batch: ``model(image, input_ids, attention_mask, alpha=...)`` with captions padded or cut to
@@ -100,17 +85,17 @@ def pretrain(
         batch_size=settings.batch_size,
         sampler=PassSampler(len(pairs), settings.passes_per_epoch, generator),
         num_workers=settings.workers,
-        collate_fn=collate_pairs,
+        collate_fn=PretrainData.collate,
         drop_last=True,
         pin_memory=device.type == "cuda",
         worker_init_fn=seed_worker,
         generator=generator,
     )
-    log, broken = MetricLog(), BrokenImages(settings.max_broken_images)
+    log, broken = MetricLog(), BadSamples(settings.max_bad_samples)
 
-    def losses(batch: PairBatch, alpha: float) -> dict[str, Tensor]:
+    def losses(batch: PretrainBatch, alpha: float) -> dict[str, Tensor]:
         broken.add(batch.broken)
-        texts = tokenize(tokenizer, batch.captions, settings.max_tokens)
+        texts = tokenize(tokenizer, list(batch.captions), settings.max_tokens)
         images, ids = (tensor.to(device, non_blocking=True) for tensor in (batch.images, texts["input_ids"]))
         # the mask stays on the host, where the lengths are read
         output = model(images, ids, texts["attention_mask"], alpha=alpha)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -52,12 +53,14 @@ class Replicated(Alone):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         device = next(model.parameters()).device
-        self.module = DistributedDataParallel(
-            model,
-            device_ids=[device] if device.type == "cuda" else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )
+        with warnings.catch_warnings():  # newer torch has another name for broadcast_buffers, which older torch lacks
+            warnings.simplefilter("ignore", FutureWarning)
+            self.module = DistributedDataParallel(
+                model,
+                device_ids=[device] if device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
 
     def accumulate(self) -> AbstractContextManager[None]:
         return self.module.no_sync()

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from transformers import PreTrainedTokenizerFast
 
 from blip_fast.cli.demo import command
-from blip_fast.data.pairs import PairRecord
+from blip_fast.data.pretrain import PairRecord
 from blip_fast.report.demo import demo_page
 from blip_fast.tasks.demo import BATCH_SIZE, BlipCaptioner, BlipPretrain, run_demo
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from blip_fast.data.pairs import PairDataset
+from blip_fast.data.pretrain import PretrainData
 from blip_fast.tasks.metrics.recalls import image_ranks
 from blip_fast.tasks.pretrain import tokenize
 
@@ -34,7 +34,7 @@ class EncodedPairs:
 def encode_pairs(
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerFast,
-    pairs: PairDataset,
+    pairs: PretrainData,
     max_tokens: int,
     device: torch.device,
     batch_size: int = 64,
