@@ -7,14 +7,14 @@ from typing import Any
 
 import cv2
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from blip_fast.data.sampling import EpochSampler
+from blip_fast.data.sampling import SampleKey
 
 
 def make_loader(
     dataset: Dataset[Any],
-    sampler: EpochSampler | None,
+    sampler: Sampler[list[SampleKey]] | None,
     workers: int,
     device: torch.device | str = "cpu",
     prefetch: int = 2,
