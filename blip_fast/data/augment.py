@@ -46,7 +46,7 @@ def equalize(image: Pixels) -> Pixels:
     """Spread the values of each channel evenly, as PIL's ``ImageOps.equalize`` does (OpenCV's own differs)."""
 
     def table(channel: Pixels) -> Pixels | None:
-        counts = cv2.calcHist([channel], [0], None, [256], [0, 256])[:, 0].astype(np.int64)
+        counts = cv2.calcHist([channel], [0], None, [256], [0, 256]).ravel().astype(np.int64)
         step = (channel.size - counts[counts.nonzero()[0][-1]]) // 255  # the brightest value's pixels do not count
         if step == 0:
             return None
