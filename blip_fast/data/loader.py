@@ -37,7 +37,7 @@ def make_loader(
         batch_size=1 if sampler is not None else None,
         batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=dataset.collate if sampler is not None else None,  # type: ignore[attr-defined]
+        collate_fn=dataset.collate if sampler is not None else None,
         pin_memory=torch.device(device).type == "cuda",
         worker_init_fn=start_worker,
         prefetch_factor=prefetch if workers else None,
