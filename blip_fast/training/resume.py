@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from blip_fast.checkpoints.files import write_atomically
 from blip_fast.training.checkpoint import load_model, load_optimizer, read_content, write_content
 from blip_fast.training.distributed import gather_objects
 from blip_fast.training.parallel import whole_tensors
+from blip_fast.training.seeding import random_state, restore_random_state
 from blip_fast.training.trainer import Trainer
 
 FILE = "resume.pth"
@@ -79,30 +76,6 @@ def changed_settings(path: Path, settings: Mapping[str, Any]) -> dict[str, tuple
     """Settings of a state that differ from ``settings``: {name: (then, now)}."""
     then = read_content(path).get("settings", {})
     return {name: (then.get(name), now) for name, now in settings.items() if then.get(name) != now}
-
-
-def random_state() -> dict[str, Any]:
-    """States of all generators of this process, as tensors and plain values."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)],
-        "python": list(random.getstate()[1]),
-        "gauss": random.getstate()[2],
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put back what `random_state` gave."""
-    torch.set_rng_state(state["torch"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    random.setstate((3, tuple(state["python"]), state["gauss"]))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
 
 
 def write_text(path: Path, text: str) -> None:

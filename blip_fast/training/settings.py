@@ -89,7 +89,13 @@ class RunSettings(BaseModel):
 
 
 class Decay(RunSettings):
-    """Of programs that train."""
+    """Of programs that train.
+
+    Attributes:
+        passes_per_epoch: passes over the samples that count as one epoch, each in its own order; for small sets.
+    """
+
+    passes_per_epoch: Positive = 1
 
     weight_decay: Rate = 0.05
     init_lr: Rate = 1e-5
