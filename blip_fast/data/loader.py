@@ -7,14 +7,14 @@ from typing import Any
 
 import cv2
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from blip_fast.data.sampling import EpochSampler
+from blip_fast.data.sampling import SampleKey
 
 
 def make_loader(
     dataset: Dataset[Any],
-    sampler: EpochSampler | None,
+    sampler: Sampler[list[SampleKey]] | None,
     workers: int,
     device: torch.device | str = "cpu",
     prefetch: int = 2,
@@ -37,7 +37,7 @@ def make_loader(
         batch_size=1 if sampler is not None else None,
         batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=dataset.collate if sampler is not None else None,  # type: ignore[attr-defined]
+        collate_fn=dataset.collate if sampler is not None else None,
         pin_memory=torch.device(device).type == "cuda",
         worker_init_fn=start_worker,
         prefetch_factor=prefetch if workers else None,

@@ -42,7 +42,7 @@ class PackedRecords(Sequence[Record], Generic[Record]):
         number = range(len(self))[index]  # IndexError and negative numbers as for a list
         start, end = self._ends[number], self._ends[number + 1]
         # marshal reads only what this object wrote, never a file
-        return self.record_class(*marshal.loads(self._data[start:end]))
+        return self.record_class(*marshal.loads(self._data[start:end].data))
 
     def __iter__(self) -> Iterator[Record]:
         return (self[number] for number in range(len(self)))

@@ -14,9 +14,9 @@ from torch.utils.data import Sampler
 
 
 class SampleKey(NamedTuple):
-    """What a sampler asks a data set for: the sample's index, and the seed of its random transforms."""
+    """What a sampler asks a data set for: the sample's number, and the seed of its random transforms."""
 
-    index: int
+    number: int
     seed: int
 
 

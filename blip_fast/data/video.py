@@ -5,7 +5,9 @@ from __future__ import annotations
 import av
 import numpy as np
 import torch
+from av.container import InputContainer
 from av.error import FFmpegError
+from av.stream import Stream
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
@@ -64,23 +66,26 @@ def read_frames(root: Root, path: str, count: int, image_size: int, published: b
 def _count_frames(file: str) -> int:
     # Packets are counted, since headers are often wrong about the number of frames; nothing is decoded for it.
     with av.open(file) as container:
-        stream = container.streams.best("video")
-        if stream is None:
-            raise ValueError("has no video stream")
-        return sum(1 for packet in container.demux(stream) if packet.size)
+        return sum(1 for packet in container.demux(_best_stream(container)) if packet.size)
 
 
 def _decode_frames(file: str, wanted: set[int], image_size: int) -> dict[int, NDArray[np.uint8]]:
     """Pixels (S, S, 3) of the frames with the numbers ``wanted``, in order of presentation."""
     frames: dict[int, NDArray[np.uint8]] = {}
     with av.open(file) as container:
-        stream = container.streams.best("video")
-        for number, frame in enumerate(container.decode(stream)):
-            if number in wanted:
+        for number, frame in enumerate(container.decode(_best_stream(container))):
+            if number in wanted and isinstance(frame, VideoFrame):
                 frames[number] = _pixels(frame, image_size)
             if number >= max(wanted):
                 break
     return frames
+
+
+def _best_stream(container: InputContainer) -> Stream:
+    stream = container.streams.best("video")
+    if stream is None:
+        raise ValueError("there is no video in it")
+    return stream
 
 
 def _pixels(frame: VideoFrame, image_size: int) -> NDArray[np.uint8]:

@@ -137,10 +137,9 @@ class VQATrainData(PictureData[AnsweredSample, QuestionRecord]):
 
     def _to_record(self, entry: Entry) -> QuestionRecord:
         source = _source(entry, self.roots)
+        answers, weights = answer_weights(entry.texts("answer"))
         if source == "vg":
-            answers, weights = (entry.text("answer"),), (VISUAL_GENOME_WEIGHT,)
-        else:
-            answers, weights = answer_weights(entry.texts("answer"))
+            weights = (VISUAL_GENOME_WEIGHT,) * len(answers)
         question_id = entry.id("question_id") if "question_id" in entry else ""
         return QuestionRecord(
             source, entry.path("image", self.roots[source]), entry.text("question"), question_id, answers, weights

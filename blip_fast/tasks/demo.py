@@ -17,7 +17,7 @@ from blip_fast.data.pretrain import PretrainData
 from blip_fast.data.tokenizer import load_tokenizer, restrict_vocabulary
 from blip_fast.data.transforms import eval_transform, train_transform
 from blip_fast.models import BlipCaptioner, BlipPretrain
-from blip_fast.tasks.evaluation import encode_pairs, matching_logits, recalls, retrieval_scores
+from blip_fast.tasks.evaluation.pairs import encode_pairs, matching_logits, recalls, retrieval_scores
 from blip_fast.tasks.pretrain import PretrainSettings, pretrain
 from blip_fast.training.loop import StepReport
 from blip_fast.training.meters import MetricLog

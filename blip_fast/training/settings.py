@@ -166,7 +166,12 @@ class RetrievalSettings(Decay):
 
 
 class CaptionSettings(Decay, Generation):
-    """Caption fine-tuning (``caption_coco.yaml``)."""
+    """Caption fine-tuning (``caption_coco.yaml``).
+
+    Attributes:
+        coco_gt_root: folder of the true captions; "" takes those in the annotation files, which are the same.
+        java_metrics: compute METEOR, SPICE and the published tokenisation where there is Java.
+    """
 
     head: ClassVar[str] = "caption"
 
@@ -175,6 +180,8 @@ class CaptionSettings(Decay, Generation):
     coco_gt_root: str = "annotation/coco_gt"
     batch_size: Positive = 32
     max_epoch: Positive = 5
+
+    java_metrics: bool = True
 
 
 class VQASettings(Decay):

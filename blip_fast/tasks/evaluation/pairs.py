@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from blip_fast.data.pretrain import PretrainData
+from blip_fast.tasks.metrics.recalls import image_ranks
 from blip_fast.tasks.pretrain import tokenize
 
 
@@ -72,14 +73,10 @@ def retrieval_scores(pairs: EncodedPairs, logits: Tensor) -> Tensor:
 
 
 def target_ranks(scores: Tensor) -> Tensor:
-    """Rank (N), 0 = best, of the right candidate in each row of scores (N, N), where candidate n is right for row n.
-
-    A tie or a NaN counts against the right candidate: a model that answers the same to everything gets no credit.
-    """
+    """Rank (N), 0 = best, of the right candidate in each row of scores (N, N), where candidate n is right for row n."""
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or not len(scores):
         raise ValueError(f"scores has shape {tuple(scores.shape)}; expected (N, N) with N >= 1")
-    worse = (scores < scores.diagonal()[:, None]).sum(1)
-    return scores.shape[1] - 1 - worse
+    return image_ranks(scores, torch.arange(len(scores)))
 
 
 def recall_at(scores: Tensor, k: int) -> float:
