@@ -6,18 +6,13 @@ import contextlib
 import dataclasses
 import enum
 import json
-import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from blip_fast.data.bad_samples import BadSamples
-from blip_fast.data.loader import make_loader
-from blip_fast.data.sampling import EpochSampler
 from blip_fast.training import resume
 from blip_fast.training.checkpoint import (
     BEST,
@@ -30,11 +25,12 @@ from blip_fast.training.checkpoint import (
 )
 from blip_fast.training.distributed import SharedFlag, barrier, broadcast_object
 from blip_fast.training.logs import HISTORY, LOG, append_line, forget_from, log_line
+from blip_fast.training.loop import epoch_batches, train_steps
 from blip_fast.training.losses import LossReader, NonFiniteLossError, save_bad_step
 from blip_fast.training.meters import MetricLog
 from blip_fast.training.seeding import seed_everything, unchanged_random_state
 from blip_fast.training.signals import raise_on_sigterm
-from blip_fast.training.trainer import StepReport, Trainer, grouped
+from blip_fast.training.trainer import Trainer
 from blip_fast.training.watch import Watch
 
 if TYPE_CHECKING:
@@ -83,7 +79,7 @@ class Engine:
         self.task, self.options = task, options
         self.settings, self.context, self.routine = task.settings, task.context, task.routine
         self.folder = self.context.output_dir
-        self.bad = BadSamples(self.settings.max_bad_samples)
+        self.bad = task.bad
         self.config = self.settings.model_dump()
 
     def run(self) -> Outcome:
@@ -111,7 +107,7 @@ class Engine:
         self._start()
         with unchanged_random_state():  # what a resumed run does here must not show in its numbers
             self.data = self.task.train_data()
-            self._say(f"number of training samples: {len(self.data)}")  # type: ignore[arg-type]
+            self._say(f"number of training samples: {len(self.data)}")
             watch = Watch(self.task, self.trainer, self.samples_per_step, self.options.profile)
         self.flag = SharedFlag()
         with raise_on_sigterm(self.flag), watch:
@@ -126,40 +122,26 @@ class Engine:
 
     def _train_epoch(self, epoch: int, watch: Watch) -> bool:
         """The steps of an epoch that are left to do; False where a signal ended it."""
-        batches, steps = self._batches(epoch)
-        self.trainer.model.train()
-        watch.start_epoch(self.place, steps)
-        reader, log = LossReader(), MetricLog(self.place.series)
-        self.log = log
-        started = time.perf_counter()
-        for group in grouped(batches, self.settings.accumulate):
-            with watch.counting():
-                report = self._step(epoch, steps, group, time.perf_counter() - started)
+        place = self.place
+        batches, steps = epoch_batches(self.task, self.data, epoch, place.step)
+        watch.start_epoch(place, steps)
+        reader, self.log = LossReader(), MetricLog(place.series)
+        for report in train_steps(self.task, self.trainer, batches, epoch, steps, place.step, watch.counting):
+            place.step, place.steps = place.step + 1, place.steps + 1
+            self._count_bad(report.batches)
             reader.put(report)
-            self._record(reader, log, watch)
-            started = time.perf_counter()
-            last = self.place.step == steps or self._is_last_step()
-            due = self.settings.save_every_steps and self.place.steps % self.settings.save_every_steps == 0
+            last = place.step == steps or self._is_last_step()
+            due = self.settings.save_every_steps and place.steps % self.settings.save_every_steps == 0
             stopped = self.flag.poll()
+            self._record(reader, watch, wait=bool(last or due or stopped))
             if last or due or stopped:
-                self._record(reader, log, watch, wait=True)
-                self._save_state(log)
+                self._save_state()
             if stopped or (last and self.flag.settle()):
                 self._say(f"SIGTERM: state saved in {self.folder / resume.FILE}; --resume auto goes on from there")
                 return False
             if last:
                 break
         return True
-
-    def _step(self, epoch: int, steps: int, group: tuple[Any, ...], data_seconds: float) -> StepReport:
-        self._count_bad(group)
-        lr = self.task.learning_rate(epoch, self.place.step, steps)
-        alpha = self.task.alpha(epoch, self.place.step, steps)
-        losses = self.trainer.step(group, lr, alpha)
-        report = StepReport(epoch, self.place.step, lr, alpha, losses, group, data_seconds)
-        self.place.step += 1
-        self.place.steps += 1
-        return report
 
     def _count_bad(self, group: tuple[Any, ...]) -> None:
         known = len(self.bad)
@@ -168,40 +150,14 @@ class Engine:
         for message in list(self.bad.messages)[known:]:
             self._say(f"skipped: {message}")
 
-    def _record(self, reader: LossReader, log: MetricLog, watch: Watch, wait: bool = False) -> None:
+    def _record(self, reader: LossReader, watch: Watch, wait: bool) -> None:
         try:
             for report, values in reader.take(wait):
-                log.append({"lr": report.lr, **values})
-                watch.step(report, log)
+                self.log.append({"lr": report.lr, **values})
+                watch.step(report, self.log)
         except NonFiniteLossError as error:
             path = save_bad_step(self.folder, self.context.rank, error)
             raise NonFiniteStop(f"{error}. Its batch is in {path}; no checkpoint has been written since") from error
-
-    def _batches(self, epoch: int) -> tuple[Iterator[Any], int]:
-        """The batches of an epoch from the present place on, and how many steps the whole epoch has."""
-        if hasattr(self.data, "set_epoch"):
-            self.data.set_epoch(epoch)
-        sampler = EpochSampler(
-            len(self.data),  # type: ignore[arg-type]
-            self.task.batch_size,
-            self.context.seed,
-            self.context.rank,
-            self.context.world_size,
-            passes=self.settings.passes_per_epoch,
-        )
-        steps = len(sampler) // self.settings.accumulate
-        if not steps:
-            raise ValueError(
-                f"accumulate={self.settings.accumulate} is more than the {len(sampler)} batches of an epoch"
-            )
-        if self.place.step > steps:
-            raise ValueError(
-                f"the state is at step {self.place.step} of an epoch that has {steps} steps with this data"
-            )
-        sampler.set_epoch(epoch, start_batch=self.place.step * self.settings.accumulate)
-        loader = make_loader(self.data, sampler, self.settings.workers, self.context.device)
-        with unchanged_random_state():  # a loader's iterator draws a seed that nothing here uses
-            return iter(loader), steps
 
     def _is_last_step(self) -> bool:
         return bool(self.settings.max_steps) and self.place.steps >= self.settings.max_steps
@@ -213,7 +169,8 @@ class Engine:
         if self.best.epoch < epoch:
             averages = self.log.averages_over_ranks()
             watch.end_epoch(averages)
-            metrics = {split: self._evaluate(self.trainer.model, split, epoch) for split in self.routine.splits}
+            model, splits = self.trainer.model, self.routine.splits
+            metrics: dict[str, Metrics] = {split: self._evaluate(model, split, epoch) for split in splits}
             self._checkpoint(epoch, metrics)
             if self.routine.test_of_best:
                 metrics["test"] = self.best.test
@@ -230,7 +187,7 @@ class Engine:
         self.best.epoch = epoch
         self.place.epoch, self.place.step, self.place.series = epoch + 1, 0, {}
 
-    def _checkpoint(self, epoch: int, metrics: dict[Split, Metrics]) -> None:
+    def _checkpoint(self, epoch: int, metrics: dict[str, Metrics]) -> None:
         """Write ``checkpoint_NN.pth``, or ``checkpoint_best.pth`` where this epoch is the best so far."""
         name = f"checkpoint_{epoch:02d}.pth"
         if self.routine.best:
@@ -262,7 +219,7 @@ class Engine:
         if self.options.checkpoint:
             path = Path(self.options.checkpoint)
             load_model(model, read_content(path)["model"], path)
-        metrics = {split: self._evaluate(model, split, None) for split in splits}
+        metrics: dict[str, Metrics] = {split: self._evaluate(model, split, None) for split in splits}
         if not self.context.is_main:
             return
         if self.routine.evaluate_file:
@@ -297,7 +254,7 @@ class Engine:
         if load:
             self.task.load_initial(model)
         if self.settings.vit_grad_ckpt and self.routine.trains:
-            model.visual_encoder.set_grad_checkpointing(  # type: ignore[operator]
+            model.visual_encoder.set_grad_checkpointing(
                 True, self.settings.vit_ckpt_layer, self.settings.recompute
             )
         return model.to(self.context.device)
@@ -348,8 +305,8 @@ class Engine:
         """Of all ranks."""
         return self.task.batch_size * self.settings.accumulate * self.context.world_size
 
-    def _save_state(self, log: MetricLog) -> None:
-        self.place.samples, self.place.series = self.samples_per_step, log.all_series()
+    def _save_state(self) -> None:
+        self.place.samples, self.place.series = self.samples_per_step, self.log.all_series()
         path = self.folder / resume.FILE
         resume.save_state(path, self.trainer, self.place, self.settings.model_dump(), self.context.is_main)
 

@@ -55,7 +55,7 @@ class TrainingProgress:
         )
         self._task = self._bar.add_task("training", total=total_steps, state="")
         self._steps = self._epoch = 0
-        self._drawn = 0.0
+        self._drawn = self._last = 0.0
         self._times, self._data_times = Times(), Times()
 
     def __enter__(self) -> TrainingProgress:
@@ -71,14 +71,16 @@ class TrainingProgress:
         """An epoch of ``steps`` steps begins, or goes on; ``finished_steps`` of the run lie behind."""
         self._epoch, self._steps = epoch, steps
         self._times, self._data_times = Times(), Times()
+        self._last = time.perf_counter()
         self._bar.update(self._task, description=f"epoch {epoch}", completed=finished_steps)
 
-    def step(self, report: StepReport, log: MetricLog, seconds: float) -> None:
-        """One more step is finished; it took ``seconds``. ``log`` has "lr" and the losses of the steps up to it."""
-        self._times.add(seconds)
+    def step(self, report: StepReport, log: MetricLog) -> None:
+        """One more step is finished. ``log`` has the losses of the steps up to it."""
+        now = time.perf_counter()
+        self._times.add(now - self._last)
+        self._last = now
         self._data_times.add(report.data_seconds)
         if self.console.is_terminal:
-            now = time.perf_counter()
             self._bar.advance(self._task)
             if now - self._drawn >= _BAR_EVERY_S:
                 self._drawn = now

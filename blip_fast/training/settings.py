@@ -118,6 +118,7 @@ class PretrainSettings(Decay):
     Attributes:
         train_file: annotation files, JSON lists of {image, caption}.
         laion_path: folder of further lists, of which each epoch takes one; "" for none.
+        image_root: pictures are read from below it and nowhere else; published lists hold full paths, which "/" allows.
         init_vit, init_bert: what the encoders start from; "" starts them at random. Not used with ``pretrained``.
     """
 
@@ -125,6 +126,7 @@ class PretrainSettings(Decay):
 
     train_file: list[str] = []
     laion_path: str = ""
+    image_root: str = "/"
     image_size: Positive = 224
     batch_size: Positive = 75
     queue_size: Positive = 57600

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -65,7 +64,7 @@ class Watch:
             self._progress = self._stack.enter_context(TrainingProgress(console, total, self.samples, log_every))
         self._progress.start_epoch(place.epoch, steps, place.steps)
         self._steps_before = place.steps - place.step
-        self._last, self._waiting = time.perf_counter(), 0
+        self._waiting = 0
 
     def step(self, report: StepReport, log: MetricLog) -> None:
         """One more step is finished; ``log`` has "lr" and the losses of the epoch up to it."""
@@ -73,9 +72,7 @@ class Watch:
             self._profiler.step()
         if self._progress is None:
             return
-        now = time.perf_counter()
-        self._progress.step(report, log, now - self._last)
-        self._last = now
+        self._progress.step(report, log)
         self._waiting += 1
         if report.step % self.settings.log_every == 0:
             self._write(report, log, self._progress.rates())
