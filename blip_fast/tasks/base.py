@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from blip_fast.checkpoints import load_checkpoint
+from blip_fast.data.bad_samples import BadSamples
 from blip_fast.training.devices import to_device
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ class Routine:
 class Task(Generic[SettingsT, Batch]):
     """One published program. Subclasses implement what raises NotImplementedError here.
 
-    Class attributes: ``name`` of the program, ``settings_class`` (a `RunSettings`), and the ``routine``.
+    Class attributes: ``name`` of the program, ``settings_class`` (a `RunSettings`), and the ``routine``. What cannot be read
+    is counted in ``bad``.
     """
 
     name: ClassVar[str]
@@ -99,6 +101,7 @@ class Task(Generic[SettingsT, Batch]):
     def __init__(self, settings: SettingsT, context: RunContext) -> None:
         self.settings = settings
         self.context = context
+        self.bad = BadSamples(settings.max_bad_samples)
 
     def files(self) -> list[Path]:
         """Every input file and folder that the run will open; ``--dry-run`` checks that they exist."""

@@ -89,7 +89,13 @@ class RunSettings(BaseModel):
 
 
 class Decay(RunSettings):
-    """Of programs that train."""
+    """Of programs that train.
+
+    Attributes:
+        passes_per_epoch: passes over the samples that count as one epoch, each in its own order; for small sets.
+    """
+
+    passes_per_epoch: Positive = 1
 
     weight_decay: Rate = 0.05
     init_lr: Rate = 1e-5
@@ -112,6 +118,7 @@ class PretrainSettings(Decay):
     Attributes:
         train_file: annotation files, JSON lists of {image, caption}.
         laion_path: folder of further lists, of which each epoch takes one; "" for none.
+        image_root: pictures are read from below it and nowhere else; published lists hold full paths, which "/" allows.
         init_vit, init_bert: what the encoders start from; "" starts them at random. Not used with ``pretrained``.
     """
 
@@ -119,6 +126,7 @@ class PretrainSettings(Decay):
 
     train_file: list[str] = []
     laion_path: str = ""
+    image_root: str = "/"
     image_size: Positive = 224
     batch_size: Positive = 75
     queue_size: Positive = 57600
