@@ -45,7 +45,9 @@ def overrides(folder: Path, program: str) -> dict[str, Any]:
             init_bert="",
             **training,
         ),
-        "retrieval": dict(batch_size_train=2, batch_size_test=3, queue_size=6, k_test=4, **roots, **training),
+        "retrieval": dict(
+            batch_size_train=2, batch_size_test=3, queue_size=6, k_test=4, vit_grad_ckpt=False, **roots, **training
+        ),
         "caption": dict(
             batch_size=2,
             coco_gt_root=str(folder / "annotation" / "coco_gt"),
