@@ -38,7 +38,8 @@ def flop_counter() -> FlopCounterMode:
 def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a large square matrix product on random data: what "all of the machine's arithmetic" means for MFU."""
     size = _GEMM_SIZE.get(device.type, 1024)
-    first, second = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)  # a run's own random numbers must not change
+    first, second = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
     best, deadline = float("inf"), time.perf_counter() + _GEMM_SECONDS
     while time.perf_counter() < deadline:
         _finish(device)
