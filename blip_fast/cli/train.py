@@ -12,7 +12,9 @@ PROGRAM_NAMES = ("pretrain", "retrieval", "caption", "vqa", "nlvr", "nocaps", "r
 
 @click.command(name="train", context_settings={"show_default": True})
 @click.argument("program", type=click.Choice(PROGRAM_NAMES))
-@click.option("--config", type=click.Path(path_type=Path), help="YAML file with settings.  [default: the program's own]")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="YAML file with settings.  [default: the program's own]"
+)
 @click.option("--output_dir", type=click.Path(file_okay=False, path_type=Path), help="[default: as published]")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting; may be repeated.")
 @click.option("--evaluate", is_flag=True, help="Only evaluate.")
@@ -24,8 +26,12 @@ PROGRAM_NAMES = ("pretrain", "retrieval", "caption", "vqa", "nlvr", "nocaps", "r
 @click.option("--dist_url", default="env://", help="Where the processes meet.")
 @click.option("--distributed", type=bool, default=True, help="False insists on a single process.")
 @click.option("--profile", is_flag=True, help="Write a trace of three training steps.")
-@click.option("--dry-run", is_flag=True, help="Show settings, sizes, memory and FLOPs, check that files exist, and stop.")
-def command(program: str, config: Path | None, output_dir: Path | None, overrides: tuple[str, ...], **flags: Any) -> None:
+@click.option(
+    "--dry-run", is_flag=True, help="Show settings, sizes, memory and FLOPs, check that files exist, and stop."
+)
+def command(
+    program: str, config: Path | None, output_dir: Path | None, overrides: tuple[str, ...], **flags: Any
+) -> None:
     """Run PROGRAM as the published code does.
 
     Under torchrun and SLURM every process takes its part. SIGTERM saves the state and ends with 0; `--resume auto` goes
@@ -48,7 +54,7 @@ def command(program: str, config: Path | None, output_dir: Path | None, override
         if flags.pop("dry_run"):
             from blip_fast.tasks.dry_run import dry_run
 
-            raise SystemExit(dry_run(task_class, settings, file, folder))
+            raise SystemExit(dry_run(task_class, settings, folder, flags["world_size"]))
         checkpoint = str(locate(flags.pop("checkpoint"))) if flags["checkpoint"] else flags.pop("checkpoint")
         options = RunOptions(flags.pop("evaluate"), checkpoint, flags.pop("resume"), flags.pop("profile"))
         run_task(task_class, settings, options, folder, **flags)

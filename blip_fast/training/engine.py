@@ -254,9 +254,7 @@ class Engine:
         if load:
             self.task.load_initial(model)
         if self.settings.vit_grad_ckpt and self.routine.trains:
-            model.visual_encoder.set_grad_checkpointing(
-                True, self.settings.vit_ckpt_layer, self.settings.recompute
-            )
+            model.visual_encoder.set_grad_checkpointing(True, self.settings.vit_ckpt_layer, self.settings.recompute)
         return model.to(self.context.device)
 
     def _start(self) -> None:

@@ -88,6 +88,12 @@ class TrainingProgress:
         elif report.step % self.log_every == 0 or report.step == self._steps - 1:
             self._print(self._line(report, log))
 
+    def show(self, report: StepReport, steps: int, log: MetricLog) -> None:
+        """For runs without an engine: `step`, in an epoch of ``steps`` steps that may just have begun."""
+        if report.epoch != self._epoch or not self._steps:
+            self.start_epoch(report.epoch, steps, report.epoch * steps)
+        self.step(report, log)
+
     def end_epoch(self, averages: Mapping[str, float]) -> None:
         """The epoch is over; ``averages`` are those of its steps on all ranks."""
         total, mean = datetime.timedelta(seconds=int(self._times.total)), self._times.mean

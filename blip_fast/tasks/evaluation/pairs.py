@@ -7,11 +7,10 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
+from blip_fast.data.packing import pad_lists
 from blip_fast.data.pretrain import PretrainData
 from blip_fast.tasks.metrics.recalls import image_ranks
-from blip_fast.tasks.pretrain import tokenize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,20 +31,15 @@ class EncodedPairs:
 
 @torch.no_grad()
 def encode_pairs(
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerFast,
-    pairs: PretrainData,
-    max_tokens: int,
-    device: torch.device,
-    batch_size: int = 64,
+    model: torch.nn.Module, pairs: PretrainData, device: torch.device, batch_size: int = 64
 ) -> EncodedPairs:
     """Encode all pairs with ``model``, a ``BlipPretrain`` in evaluation mode."""
     parts = []
     for start in range(0, len(pairs), batch_size):
         batch = [pairs[index] for index in range(start, min(start + batch_size, len(pairs)))]
         images = torch.stack([pair.image for pair in batch]).to(device)
-        texts = tokenize(tokenizer, [pair.caption for pair in batch], max_tokens)
-        input_ids, attention_mask = texts["input_ids"].to(device), texts["attention_mask"].to(device)
+        texts = pad_lists([pair.tokens for pair in batch], pairs.encoder.width)
+        input_ids, attention_mask = (tensor.to(device) for tensor in texts)
         states = model.visual_encoder(images)
         hidden = model.text_encoder(input_ids, attention_mask, mode="text")
         image_features = F.normalize(model.vision_proj(states[:, 0]), dim=-1)
