@@ -8,6 +8,7 @@ import click
 
 COMMANDS = {
     "convert": "Convert checkpoints between the published, safetensors and Hugging Face formats.",
+    "data": "Make data sets to train on.",
     "demo": "Train a small BLIP on bundled pictures and write a report.",
     "doctor": "Show which backends work on this machine, and why the others do not.",
 }
