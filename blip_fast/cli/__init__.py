@@ -8,6 +8,7 @@ import click
 
 COMMANDS = {
     "convert": "Convert checkpoints between the published, safetensors and Hugging Face formats.",
+    "data": "Make data sets to train on.",
     "demo": "Train a small BLIP on bundled pictures and write a report.",
     "report": "Write a page about a training run.",
     "train": "Run a published program: pretrain, retrieval, caption, vqa, nlvr, nocaps, retrieval_video.",

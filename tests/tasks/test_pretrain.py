@@ -94,15 +94,15 @@ def test_every_pass_holds_every_sample_once() -> None:
 
 
 def test_broken_pictures_are_counted_once_each(pairs: PretrainData) -> None:
-    (pairs.image_root / "1.png").write_text("no picture")
+    (pairs.root.path / "1.png").write_text("no picture")
     _, _, broken = run(pairs, SETTINGS)
     assert [message.split(":")[0] for message in broken.messages] == ["1.png"]
-    with pytest.raises(RuntimeError, match=r"more than max_broken_images=0; the last: 1\.png"):
-        run(pairs, dataclasses.replace(SETTINGS, max_broken_images=0))
+    with pytest.raises(RuntimeError, match=r"more than max_bad_samples=0; the last: 1\.png"):
+        run(pairs, dataclasses.replace(SETTINGS, max_bad_samples=0))
 
 
 def test_worker_processes_report_broken_pictures_and_order_alike(pairs: PretrainData) -> None:
-    (pairs.image_root / "1.png").write_text("no picture")
+    (pairs.root.path / "1.png").write_text("no picture")
     settings = dataclasses.replace(SETTINGS, total_steps=2)
     alone, _, _ = run(pairs, settings)
     model, _, broken = run(pairs, dataclasses.replace(settings, workers=1))
