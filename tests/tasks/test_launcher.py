@@ -150,7 +150,9 @@ def test_fine_tuning_starts_from_pre_training(
     before = torch.load(source, weights_only=True)["model"]
     after = torch.load(checkpoint(tmp_path / program), weights_only=True)["model"]
     assert after["visual_encoder.pos_embed"].shape[1] == 10 != before["visual_encoder.pos_embed"].shape[1]
-    assert torch.equal(after["visual_encoder.blocks.0.attn.qkv.weight"], before["visual_encoder.blocks.0.attn.qkv.weight"])
+    assert torch.equal(
+        after["visual_encoder.blocks.0.attn.qkv.weight"], before["visual_encoder.blocks.0.attn.qkv.weight"]
+    )
     if program == "nlvr":
         name = "text_encoder.encoder.layer.0.crossattention.self.query.weight"
         for image in ("self0", "self1"):

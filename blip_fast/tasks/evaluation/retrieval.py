@@ -50,7 +50,9 @@ def retrieval_scores(
         raise ValueError(f"own_images holds {len(states)} images; expected {len(own)}, the share of rank {rank} of "
                          f"{ranks}")  # fmt: skip
     width = model.config.embed_dim
-    image_features = join_shards(torch.cat(features) if features else torch.empty(0, width, device=device), images, ranks)
+    image_features = join_shards(
+        torch.cat(features) if features else torch.empty(0, width, device=device), images, ranks
+    )
     input_ids, attention_mask = texts
     text_features = encode_texts(model, input_ids, attention_mask)
     with torch.autocast(device.type, enabled=False):  # similarities rank candidates: full precision, as published
