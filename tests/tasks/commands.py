@@ -15,6 +15,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
+_PATIENCE = 300  # seconds; a run takes one
 _PRELOADED = [
     "blip_fast.cli.train",
     "blip_fast.models",
@@ -51,7 +52,7 @@ def train(
         processes.append(_context().Process(target=_main, args=(arguments, environ, die_after, file)))
         processes[-1].start()
     for process in processes:
-        process.join(100)
+        process.join(_PATIENCE)
     codes = [process.exitcode for process in processes]
     text = prints[0].read_text()
     if codes != [-signal.SIGKILL if die_after else 0] * ranks:

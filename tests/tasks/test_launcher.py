@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -49,10 +50,10 @@ def settings_of(folder: Path) -> Callable[..., dict[str, Any]]:
 def trained(folder: Path, settings_of: Callable[..., dict[str, Any]]) -> Callable[[str], Path]:
     """Output folder of a program that has been trained by one process without a stop; each is trained once."""
 
+    @functools.cache
     def output(program: str) -> Path:
         path = folder / "trained" / program
-        if not path.exists():
-            train(program, settings_of(program), path)
+        train(program, settings_of(program), path)
         return path
 
     return output
