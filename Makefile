@@ -1,4 +1,5 @@
 # make demo    train a small BLIP on bundled pictures (about 90 s on 2 cores) and write demo/report.html
+# make train-demo  pre-train and fine-tune on the emoji set through the launcher (half an hour on 2 cores; fetches 3 Debian packages)
 # make test    lint, then every test
 # make bench   the quick benchmarks of the operations; make bench-models those of whole steps
 # make setup   only the virtual environment .venv with everything in it
@@ -8,10 +9,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup native demo test lint format bench bench-models clean
+.PHONY: setup native demo train-demo test lint format bench bench-models clean
 
 demo: native
 	$(BIN)/blip-fast demo
+
+train-demo: native
+	$(BIN)/blip-fast train-demo --data build/emoji --output build/train-demo
 
 test: native lint
 	$(BIN)/python -m pytest

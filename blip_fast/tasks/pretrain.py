@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from blip_fast.checkpoints import load_bert, load_checkpoint, load_vit
 from blip_fast.data.pretrain import PretrainBatch, PretrainData
-from blip_fast.data.transforms import PRETRAIN_SCALE, train_transform
+from blip_fast.data.transforms import PRETRAIN_SCALE
 from blip_fast.models import BlipPretrain
+from blip_fast.tasks.augmentation import training_transform
 from blip_fast.tasks.base import Metrics, Routine, Split, Task
 from blip_fast.training.schedules import alpha_ramp, pretrain_lr
 from blip_fast.training.settings import PretrainSettings
@@ -45,7 +46,7 @@ class PretrainTask(Task[PretrainSettings, PretrainBatch]):
         rotating = sorted(Path(settings.laion_path).glob("*.json")) if settings.laion_path else []
         if settings.laion_path and not rotating:
             raise ValueError(f"laion_path={settings.laion_path!r} has no .json files")
-        transform = train_transform(settings.image_size, scale=PRETRAIN_SCALE)
+        transform = training_transform(settings, PRETRAIN_SCALE)
         return PretrainData(settings.train_file, settings.image_root, transform, rotating=rotating, bad=self.bad)
 
     @property

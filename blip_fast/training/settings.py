@@ -93,9 +93,15 @@ class Decay(RunSettings):
 
     Attributes:
         passes_per_epoch: passes over the samples that count as one epoch, each in its own order; for small sets.
+        crop_share: smallest share of a picture's area in a training crop; None: as published, 0.2 in pre-training, else 0.5.
+        flip: mirror half of the pictures in training, as published; False where captions tell left from right.
+        rand_augment: the published random operations on training pictures.
     """
 
     passes_per_epoch: Positive = 1
+    crop_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    flip: bool = True
+    rand_augment: bool = True
 
     weight_decay: Rate = 0.05
     init_lr: Rate = 1e-5
