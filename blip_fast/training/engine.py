@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import itertools
 import json
 import uuid
 from pathlib import Path
@@ -79,7 +80,7 @@ class Engine:
         self.task, self.options = task, options
         self.settings, self.context, self.routine = task.settings, task.context, task.routine
         self.folder = self.context.output_dir
-        self.bad = task.bad
+        self.bad, self.told = task.bad, 0
         self.config = self.settings.model_dump()
 
     def run(self) -> Outcome:
@@ -107,6 +108,7 @@ class Engine:
         self._start()
         with unchanged_random_state():  # what a resumed run does here must not show in its numbers
             self.data = self.task.train_data()
+            self._count_bad()
             self._say(f"number of training samples: {len(self.data)}")
             watch = Watch(self.task, self.trainer, self.samples_per_step, self.options.profile)
         self.flag = SharedFlag()
@@ -143,12 +145,13 @@ class Engine:
                 break
         return True
 
-    def _count_bad(self, group: tuple[Any, ...]) -> None:
-        known = len(self.bad)
+    def _count_bad(self, group: tuple[Any, ...] = ()) -> None:
+        """Count what could not be read for these batches, and tell what has not been told."""
         for batch in group:
             self.bad.add(batch.broken)
-        for message in list(self.bad.messages)[known:]:
+        for message in itertools.islice(self.bad.messages, self.told, None):
             self._say(f"skipped: {message}")
+        self.told = len(self.bad)
 
     def _record(self, reader: LossReader, watch: Watch, wait: bool) -> None:
         try:
