@@ -24,22 +24,16 @@ _RATIO = (3 / 4, 4 / 3)  # of a crop's sides
 PixelMode = Literal["published", "fast"]
 
 
-class PictureTransform:
-    """Steps that turn a PIL picture into a tensor.
+class PictureTransform(v2.Compose):
+    """Steps that turn a PIL picture into a tensor, with a hint for its decoder.
 
     ``smallest_side``: JPEGs may be decoded at a half, a quarter or an eighth of their size, while no side falls under so
     many pixels. None: at their size.
     """
 
-    def __init__(self, steps: Sequence[Callable[[Any], Any]], smallest_side: int | None = None) -> None:
-        self.steps = list(steps)
+    def __init__(self, transforms: Sequence[Callable[[Any], Any]], smallest_side: int | None = None) -> None:
+        super().__init__(transforms)
         self.smallest_side = smallest_side
-
-    def __call__(self, picture: Image.Image) -> torch.Tensor:
-        result: Any = picture
-        for step in self.steps:
-            result = step(result)
-        return result
 
 
 def train_transform(
