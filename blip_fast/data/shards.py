@@ -122,7 +122,8 @@ class ShardData(SampleData[PairSample, ShardRecord]):
         caption = caption_of(text, record.is_json)
         if caption is None:
             raise BrokenSampleError(f"{record}: its JSON holds no 'caption'")
-        image = self.transform(decode_picture(picture, str(record)))
+        smallest_side = getattr(self.transform, "smallest_side", None)
+        image = self.transform(decode_picture(picture, str(record), smallest_side))
         caption = pre_caption(caption, self.max_words)
         return PairSample(image, caption, self.encoder(caption), index)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from io import BytesIO
 
-from PIL import Image, ImageDraw, ImageFont, features
+from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 
 _PIXELS_PER_EM = 109  # the size at which the font holds its pictures
 PICTURE_SIZE = 136
-_WIDTHS = range(100, 151)  # of one picture; a sequence that the font has no picture for is drawn as several
+_NARROWEST, _WIDEST = 100, 150  # of one picture; a sequence that the font has no picture for is drawn as several
 
 
 class EmojiFont:
@@ -27,9 +27,8 @@ class EmojiFont:
 
     def draw(self, text: str) -> Image.Image | None:
         """The picture (136 x 136, RGB, on white) of an emoji, or None where the font has none."""
-        if int(self._font.getlength(text)) not in _WIDTHS:
+        if not _NARROWEST <= self._font.getlength(text) <= _WIDEST:
             return None
         picture = Image.new("RGB", (PICTURE_SIZE, PICTURE_SIZE), "white")
-        ImageDraw.Draw(picture).text((0, 4), text, font=self._font, embedded_color=True)
-        blank = all(low == high for low, high in picture.getextrema())
-        return None if blank else picture
+        ImageDraw.Draw(picture).text((0, 4), text, fill="black", font=self._font, embedded_color=True)
+        return picture if ImageChops.invert(picture).getbbox() else None  # all white: nothing was drawn

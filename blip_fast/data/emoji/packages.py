@@ -23,29 +23,31 @@ class PackageFile:
     sha256: str
 
 
+_CLDR = "./usr/share/unicode/cldr/common"
 FONT = PackageFile(
-    "fonts-noto-color-emoji",
-    "2.042-0+deb12u1",
-    "./usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",
-    "e5899ed38b8ed83e08bd3ac5de09791e9d19d288333a796de1d35ad17396f1ec",
+    package="fonts-noto-color-emoji",
+    version="2.042-0+deb12u1",
+    path="./usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",
+    sha256="e5899ed38b8ed83e08bd3ac5de09791e9d19d288333a796de1d35ad17396f1ec",
 )
 NAMES = PackageFile(
-    "unicode-data",
-    "15.0.0-1",
-    "./usr/share/unicode/emoji/emoji-test.txt",
-    "8445f23ac8388e096be19d0262e14fceff856ff52093f2356dc89485f1a853db",
+    package="unicode-data",
+    version="15.0.0-1",
+    path="./usr/share/unicode/emoji/emoji-test.txt",
+    sha256="8445f23ac8388e096be19d0262e14fceff856ff52093f2356dc89485f1a853db",
 )
-_CLDR = ("unicode-cldr-core", "41-0.1")
 KEYWORDS = (
     PackageFile(
-        *_CLDR,
-        "./usr/share/unicode/cldr/common/annotations/en.xml",
-        "170a989b9aff71fd06b9f7bbd70aa3b4a3d228e15fa734692d4fc80206e536e1",
+        package="unicode-cldr-core",
+        version="41-0.1",
+        path=f"{_CLDR}/annotations/en.xml",
+        sha256="170a989b9aff71fd06b9f7bbd70aa3b4a3d228e15fa734692d4fc80206e536e1",
     ),
     PackageFile(
-        *_CLDR,
-        "./usr/share/unicode/cldr/common/annotationsDerived/en.xml",
-        "0fab943b22dd1197b6d6fe6ce6aec7968e925d547283484bddcf96b14daf657f",
+        package="unicode-cldr-core",
+        version="41-0.1",
+        path=f"{_CLDR}/annotationsDerived/en.xml",
+        sha256="0fab943b22dd1197b6d6fe6ce6aec7968e925d547283484bddcf96b14daf657f",
     ),
 )
 PACKAGES = {file.package: file.version for file in (FONT, NAMES, *KEYWORDS)}
