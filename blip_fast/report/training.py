@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,14 +77,12 @@ def metric_curves(log: list[dict[str, Any]]) -> list[str]:
 
 
 def sample_card(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """A prediction with its picture as a data URI; without where the file is gone."""
+    """A prediction with its picture as a data URI; None where the file is gone or no picture."""
     uri = None
-    picture = sample.get("picture")
-    if picture and Path(str(picture)).is_file():
-        with Image.open(str(picture)) as image:
-            small = image.convert("RGB")
-            small.thumbnail(_THUMBNAIL)
-            uri = picture_uri(small)
+    with contextlib.suppress(OSError, ValueError), Image.open(str(sample.get("picture", ""))) as picture:
+        small = picture.convert("RGB")
+        small.thumbnail(_THUMBNAIL)
+        uri = picture_uri(small)
     return {"uri": uri, "texts": {name: text for name, text in sample.items() if name != "picture"}}
 
 

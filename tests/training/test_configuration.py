@@ -88,7 +88,7 @@ def test_published_files_parse_and_ours_hold_their_values(name: str, tmp_path: P
     differing = {key for key, value in published.model_dump().items() if getattr(shipped, key) != value}
     assert differing <= set(PATHS)
     for key, value in PUBLISHED[name].items():
-        expected = float(value) if isinstance(value, str) and value[0].isdigit() else value
+        expected = float(value) if isinstance(value, str) and value[:1].isdigit() else value
         assert getattr(published, key) == expected, key
 
 
