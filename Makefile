@@ -28,13 +28,11 @@ format: $(READY)
 	$(BIN)/ruff format .
 	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs $(BIN)/clang-format -i
 
-benchmarks_in = $(basename $(notdir $(filter-out %/__init__.py %/counts.py %/convergence.py,$(wildcard benchmarks/$(1)/*.py))))
-
 bench: native
-	$(BIN)/python -m benchmarks --quick --json build/bench.json $(call benchmarks_in,ops)
+	$(BIN)/blip-fast bench run ops --quick --json build/bench.json
 
 bench-models: native
-	$(BIN)/python -m benchmarks --quick --json build/bench-models.json $(call benchmarks_in,models)
+	$(BIN)/blip-fast bench run models --quick --json build/bench-models.json
 
 setup: native
 

@@ -18,9 +18,10 @@ import click
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.environment import machine
 from blip_fast.config import BlipConfig
 from blip_fast.reference import BlipPretrain
+
+from .environment import machine
 
 CAPTION_LENGTHS = (13, 10, 16, 13)  # of 30; their mean is 13, as in the web data
 PADDED = 30

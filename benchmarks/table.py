@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.results import AimResult, CaseResult, Document, Row
-from benchmarks.stats import Interval
+from .results import AimResult, CaseResult, Document, Row
+from .stats import Interval
 
 BUSY = 0.5  # load per CPU, before the run
 LOG_WIDTH = 150  # where the output is no terminal

@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.environment import REPOSITORY
 from blip_fast import models, reference
 from blip_fast.config import BlipConfig
 from blip_fast.optim import AdamWMomentum
+
+from ..environment import REPOSITORY
 
 DATA = REPOSITORY / "blip_fast" / "data" / "demo"
 PATHS = ("reference", "blip_fast")

@@ -19,10 +19,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from benchmarks.captions import PADDED_LENGTH, caption_lengths, padded_texts
 from blip_fast import models, reference
 from blip_fast.config import BlipConfig
 from blip_fast.optim import AdamWMomentum
+
+from ..captions import PADDED_LENGTH, caption_lengths, padded_texts
 
 BATCH = 4
 ALPHA = 0.4

@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.backends import backend_variants
-from benchmarks.job import Aim, Case, Setting, Variant
 from blip_fast.config import BlipConfig
 from blip_fast.ops import contrastive_loss
 from blip_fast.reference.contrastive import contrastive_loss as published
+
+from ..backends import backend_variants
+from ..job import Aim, Case, Setting, Variant
 
 PLACE = 30
 ALPHA, TEMPERATURE = 0.4, 0.07

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.backends import backend_variants
-from benchmarks.job import Aim, Case, Setting, Variant
 from blip_fast.ops import cross_attention, group_rows
+
+from ..backends import backend_variants
+from ..job import Aim, Case, Setting, Variant
 
 PLACE = 30
 H, D = 12, 64

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from benchmarks.backends import backend_variants
-from benchmarks.job import Aim, Case, Setting, Variant
 from blip_fast.ops import mine_hard_negatives
 from blip_fast.reference import draw_hard_negatives, hard_negative_weights
+
+from ..backends import backend_variants
+from ..job import Aim, Case, Setting, Variant
 
 PLACE = 55
 BATCH = 75

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.job import Aim, Case, Setting, Variant
+from blip_fast.benchmarks.job import Aim, Case, Setting, Variant
 
 CPU = torch.device("cpu")
 SETTING = Setting(CPU)

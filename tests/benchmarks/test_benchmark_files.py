@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.check import check_variants
-from benchmarks.discovery import discover
-from benchmarks.job import Setting
+from blip_fast.benchmarks.check import check_variants
+from blip_fast.benchmarks.discovery import discover
+from blip_fast.benchmarks.job import Setting
 from blip_fast.config import BlipConfig
 
 BENCHMARKS, BROKEN = discover()

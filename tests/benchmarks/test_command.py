@@ -1,4 +1,4 @@
-"""``python -m benchmarks`` on benchmark files in a temporary folder."""
+"""``blip-fast bench run`` on benchmark files in a temporary folder."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import results, worker
-from benchmarks.__main__ import main
-from benchmarks.discovery import discover
-from benchmarks.environment import REPOSITORY
-from benchmarks.job import Setting
+from blip_fast.benchmarks import results, worker
+from blip_fast.benchmarks.discovery import discover
+from blip_fast.benchmarks.environment import REPOSITORY
+from blip_fast.benchmarks.job import Setting
+from blip_fast.cli import main
 from tests.benchmarks.common import CPU
 
-HEAD = '"""{summary}"""\nimport os\nfrom benchmarks.job import Case, Variant\nfrom tests.benchmarks.common import small_case\n'
+HEAD = (
+    '"""{summary}"""\nimport os\nfrom blip_fast.benchmarks.job import Case, Variant\n'
+    "from tests.benchmarks.common import small_case\n"
+)
 GOOD = HEAD + "def cases(setting):\n    yield small_case()\n"
 WRONG = (
     HEAD
@@ -56,7 +59,8 @@ def test_a_wrong_answer_and_a_crash_fail_the_run_and_keep_the_rest(root):
     add(root, "ops/wrong", WRONG)
     add(root, "ops/killed", KILLED)
     json_file = root / "results.json"
-    command = [sys.executable, "-m", "benchmarks", "--device", "cpu", "--root", str(root), "--json", str(json_file)]
+    command = [sys.executable, "-c", "from blip_fast.cli import main; main()", "bench", "run", "--device", "cpu"]
+    command += ["--root", str(root), "--json", str(json_file)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [*command, "--tests-failed"], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
@@ -74,14 +78,14 @@ def test_a_wrong_answer_and_a_crash_fail_the_run_and_keep_the_rest(root):
 
 def test_a_right_run_ends_well(root, monkeypatch):
     add(root, "ops/good", GOOD)
-    monkeypatch.setattr("benchmarks.__main__.run_in_child", lambda *_: ([], []))
-    result = CliRunner().invoke(main, ["--device", "cpu", "--root", str(root)])
+    monkeypatch.setattr("blip_fast.benchmarks.run.run_in_child", lambda *_: ([], []))
+    result = CliRunner().invoke(main, ["bench", "run", "--device", "cpu", "--root", str(root)])
     assert result.exit_code == 0, result.output
 
 
 def test_benchmarks_without_time_left_count_as_failed(root):
     add(root, "ops/good", GOOD)
-    result = CliRunner().invoke(main, ["--device", "cpu", "--root", str(root), "--time-limit", "0"])
+    result = CliRunner().invoke(main, ["bench", "run", "--device", "cpu", "--root", str(root), "--time-limit", "0"])
     assert result.exit_code == 1
     assert "good: not run, no time was left" in result.output
 
@@ -94,13 +98,13 @@ def test_a_benchmark_that_hangs_is_stopped(root):
 
 def test_names_are_checked(root):
     add(root, "ops/good", GOOD)
-    result = CliRunner().invoke(main, ["--root", str(root), "goood"])
+    result = CliRunner().invoke(main, ["bench", "run", "--root", str(root), "goood"])
     assert result.exit_code == 2
     assert "did you mean 'good'?" in result.output
 
 
 def test_list_names_the_benchmarks(root):
     add(root, "ops/good", GOOD)
-    result = CliRunner().invoke(main, ["--root", str(root), "--list"])
+    result = CliRunner().invoke(main, ["bench", "list", "--root", str(root)])
     assert result.exit_code == 0
-    assert result.output.split() == ["good", "About", "good."]
+    assert result.output.split() == ["ops", "good", "About", "good."]
