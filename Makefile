@@ -1,6 +1,6 @@
 # make demo    train a small BLIP on bundled pictures (about 90 s on 2 cores) and write demo/report.html
 # make test    lint, then every test
-# make bench   the quick benchmarks of the operations; make bench-models those of whole steps
+# make bench   the quick benchmarks, and build/bench.html, the page of them; make bench-full is everything
 # make setup   only the virtual environment .venv with everything in it
 
 VENV := .venv
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup native demo test lint format bench bench-models clean
+.PHONY: setup native demo test lint format bench bench-full clean
 
 demo: native
 	$(BIN)/blip-fast demo
@@ -29,10 +29,12 @@ format: $(READY)
 	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs $(BIN)/clang-format -i
 
 bench: native
-	$(BIN)/blip-fast bench run ops --quick --json build/bench.json
+	$(BIN)/blip-fast bench run --quick --json build/bench.json
+	$(BIN)/blip-fast bench report build/bench.json --kernels benchmarks/results/aot.json --output build/bench.html
 
-bench-models: native
-	$(BIN)/blip-fast bench run models --quick --json build/bench-models.json
+bench-full: native
+	$(BIN)/blip-fast bench run --full --json build/bench-full.json
+	$(BIN)/blip-fast bench report build/bench-full.json --kernels benchmarks/results/aot.json --output build/bench-full.html
 
 setup: native
 

@@ -1,6 +1,6 @@
 """What a BLIP-base pre-training step costs, counted and not timed: FLOPs, and how often the host waits for the device.
 
-    python -m benchmarks.models.counts --output benchmarks/results/counts.json
+    python -m blip_fast.benchmarks.models.counts --output benchmarks/results/counts.json
 
 FLOPs are those of forward and backward of four captions as long as COCO's. Reads of the published model are its draws of
 negatives: two per pair.

@@ -143,6 +143,19 @@ def report(results: Sequence[Path], kernels: Path | None, output: Path, plots: P
     click.echo(f"{output}: open it in a browser")
 
 
+@command.command()
+@click.argument("results", nargs=-1, required=True, type=FILE)
+@click.option("--file", "readme_file", type=FILE, default=Path("README.md"), show_default=True, help="What to write into.")
+def readme(results: Sequence[Path], readme_file: Path) -> None:
+    """Write the figures of RESULTS into a Markdown file, between its marks."""
+    from blip_fast.benchmarks.readme import put_figures
+
+    try:
+        put_figures(readme_file, [_read(path) for path in results])
+    except ValueError as error:
+        raise click.ClickException(f"{readme_file}: {error}") from error
+
+
 def _read(path: Path):  # type: ignore[no-untyped-def]  # a Document, whose module imports torch
     from blip_fast.benchmarks.results import read
 
