@@ -27,12 +27,14 @@ EPSILON = 1e-12
 
 def cases(setting: Setting) -> Iterable[Case]:
     """The pre-training batch against candidates of eight ranks; with ``--full`` also against itself."""
-    yield _case(8 * BATCH, setting)
+    yield mining_case(8 * BATCH, setting)
     if not setting.quick:
-        yield _case(BATCH, setting)
+        yield mining_case(BATCH, setting)
 
 
-def _case(columns: int, setting: Setting) -> Case:
+def mining_case(columns: int, setting: Setting) -> Case:
+    """Draws for a batch among ``columns`` candidates."""
+
     def inputs(seed: int) -> tuple[Tensor, ...]:
         generator = torch.Generator(setting.device).manual_seed(seed)
         sims = torch.randn(2, BATCH, columns, generator=generator, device=setting.device) * 3

@@ -145,7 +145,9 @@ def report(results: Sequence[Path], kernels: Path | None, output: Path, plots: P
 
 @command.command()
 @click.argument("results", nargs=-1, required=True, type=FILE)
-@click.option("--file", "readme_file", type=FILE, default=Path("README.md"), show_default=True, help="What to write into.")
+@click.option(
+    "--file", "readme_file", type=FILE, default=Path("README.md"), show_default=True, help="What to write into."
+)
 def readme(results: Sequence[Path], readme_file: Path) -> None:
     """Write the figures of RESULTS into a Markdown file, between its marks."""
     from blip_fast.benchmarks.readme import put_figures

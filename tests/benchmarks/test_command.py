@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from blip_fast.benchmarks import results, worker
 from blip_fast.benchmarks.discovery import discover
 from blip_fast.benchmarks.environment import REPOSITORY
-from blip_fast.benchmarks.job import Setting
+from blip_fast.benchmarks.job import Aim, Setting, Variant
+from blip_fast.benchmarks.run import choose
 from blip_fast.cli import main
-from tests.benchmarks.common import CPU
+from tests.benchmarks.common import CPU, document_of, double, small_case
 
 HEAD = (
     '"""{summary}"""\nimport os\nfrom blip_fast.benchmarks.job import Case, Variant\n'
@@ -27,6 +30,9 @@ WRONG = (
     + "    yield small_case(Variant('wrong', lambda x: 3 * x), peer)\n"
 )
 KILLED = HEAD + "PLACE = 1\ndef cases(setting):\n    yield small_case()\n    os.kill(os.getpid(), 9)\n"
+
+
+CASE = document_of().cases[0]
 
 
 @pytest.fixture
@@ -108,3 +114,50 @@ def test_list_names_the_benchmarks(root):
     result = CliRunner().invoke(main, ["bench", "list", "--root", str(root)])
     assert result.exit_code == 0
     assert result.output.split() == ["ops", "good", "About", "good."]
+
+
+def test_dtype_and_peers_can_be_chosen():
+    peers = [Variant("SDPA, copies", double), Variant("xformers", double)]
+    case = small_case(*peers, aims=(Aim(2.0, over="xformers"), Aim(0.5)))
+    assert Setting(CPU).select(case).variants == case.variants
+    assert Setting(CPU, dtype=torch.bfloat16).select(case) is None
+    for words, kept in ((("sdpa",), ["SDPA, copies"]), ((), []), (("xformers", "sdpa"), ["SDPA, copies", "xformers"])):
+        chosen = Setting(CPU, dtype=torch.float32, peers=words).select(case)
+        assert [variant.name for variant in chosen.variants] == ["x + x", "ours", *kept]
+        assert len(chosen.aims) == 1 + ("xformers" in kept)
+
+
+def test_a_peer_that_there_is_not_fails_the_run(root):
+    add(root, "ops/good", GOOD)
+    arguments = ["bench", "run", "--device", "cpu", "--root", str(root), "--peers", "xformers"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert "no peer is called 'xformers'" in result.output
+
+
+def test_a_file_grows_by_one_benchmark_after_the_other(root, monkeypatch):
+    for name in ("one", "two"):
+        add(root, f"ops/{name}", GOOD)
+    monkeypatch.setattr(
+        "blip_fast.benchmarks.run.run_in_child",
+        lambda benchmark, *_: ([dataclasses.replace(CASE, benchmark=benchmark.name)], []),
+    )
+    json_file = root / "results.json"
+    arguments = ["bench", "run", "--device", "cpu", "--root", str(root), "--json", str(json_file), "--update"]
+    for names, expected in ((["one"], ["one"]), (["two"], ["one", "two"]), (["one"], ["two", "one"])):
+        result = CliRunner().invoke(main, [*arguments, *names])
+        assert result.exit_code == 0, result.output
+        assert [case.benchmark for case in results.read(json_file).cases] == expected
+    json_file.write_text(json_file.read_text().replace(f'"cpus": {os.cpu_count()}', '"cpus": 4096'))
+    result = CliRunner().invoke(main, [*arguments, "one"])
+    assert result.exit_code == 2
+    assert "another machine: cpus is 4096 there" in result.output
+
+
+def test_a_folder_stands_for_its_benchmarks(root):
+    for name in ("ops/one", "sweeps/two", "sweeps/three"):
+        add(root, name, GOOD)
+    found, _ = discover(root)
+    assert {benchmark.name for benchmark in choose(found, ["sweeps"])} == {"two", "three"}
+    assert len(choose(found, ["sweeps", "two", "one"])) == 3
+    assert choose(found, []) == found
