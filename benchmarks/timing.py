@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.job import Variant
+from .job import Variant
 
 MIN_ROUNDS = 5
 MAX_ROUNDS = 1000

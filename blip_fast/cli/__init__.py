@@ -7,6 +7,7 @@ import importlib
 import click
 
 COMMANDS = {
+    "bench": "Run the benchmarks, compare results, and make a page of them.",
     "convert": "Convert checkpoints between the published, safetensors and Hugging Face formats.",
     "data": "Make data sets to train on.",
     "demo": "Train a small BLIP on bundled pictures and write a report.",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.models.counts import CountReads
+from blip_fast.benchmarks.models.counts import CountReads
 from blip_fast.config import BlipConfig
 from blip_fast.models import BlipCaptioner, BlipNLVR, BlipPretrain, BlipRetrieval, BlipVideoQA, BlipVisDial, BlipVQA
 
