@@ -63,7 +63,7 @@ class BlipPretrain(MomentumModel, ReferencePretrain):
         )
         decoding = decoder_stream(self.text_decoder, texts.with_first_token(self.config.dec_token_id), own)
         dropout = self.attention_dropout(states.device)
-        look = LookAt(states, dropout)
+        look = LookAt(states)
         decoded, matched = run_layers(self.text_encoder.encoder.layer, [decoding, matching], dropout, look)
         smoothing = self.config.label_smoothing
         loss_lm = token_losses(self.text_decoder, decoded, decoding.texts.next_tokens(), smoothing, "mean")

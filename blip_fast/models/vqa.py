@@ -56,7 +56,7 @@ class BlipVQA(ReferenceVQA):
         dropout = self._dropout(image.device)
         own = torch.arange(len(texts), device=image.device)
         stream = encoder_stream(self.text_encoder, texts, own, first_only=False)
-        look = LookAt(self.visual_states(image), dropout)
+        look = LookAt(self.visual_states(image))
         (hidden,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, look)
         return texts.unpack(hidden), texts.cu_seqlens.diff()
 
@@ -68,7 +68,7 @@ class BlipVQA(ReferenceVQA):
         dropout = self._dropout(states.device)
         stream = decoder_stream(self.text_decoder, answers, question_of_answer)
         layers = self.text_decoder.bert.encoder.layer
-        (hidden,) = run_layers(layers, [stream], dropout, LookAt(states, dropout, lengths))
+        (hidden,) = run_layers(layers, [stream], dropout, LookAt(states, lengths))
         labels, smoothing = answers.next_tokens(), self.config.label_smoothing
         losses = token_losses(self.text_decoder, hidden, labels, smoothing, "none")
         return answers.unpack(losses).sum(1)
@@ -98,7 +98,7 @@ class BlipVQA(ReferenceVQA):
         questions = torch.arange(batch, device=image.device)
         stream, dropout = decoder_stream(self.text_decoder, start, questions), self._dropout(image.device)
         layers = self.text_decoder.bert.encoder.layer
-        (hidden,) = run_layers(layers, [stream], dropout, LookAt(states, dropout, lengths))
+        (hidden,) = run_layers(layers, [stream], dropout, LookAt(states, lengths))
         probabilities = self.text_decoder.cls(hidden).softmax(dim=1).index_select(1, candidate_ids[:, 1])
         kept = probabilities.topk(k, dim=1).indices
 
