@@ -41,7 +41,7 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
         self.clamp_temperature()
         states, image_feat, text_feat = self.features(image, texts)
         self.update_momentum()
-        image_feat_m, text_feat_m = self.features_m(image, texts)
+        image_feat_m, text_feat_m = self.features_m(image, texts, image_feat.dtype)
         loss_itc, _, _ = contrastive_loss(
             image_feat,
             text_feat,

@@ -57,7 +57,7 @@ LABELS = torch.tensor([0, 1, 1])
 # fmt: off
 HEADS = {
     "pretrain": Head("BlipPretrain", _pairs, lambda model, args: model(*args, alpha=0.4).loss),
-    "retrieval": Head("BlipRetrieval", _pairs, lambda model, args: model(*args, ids=IDS, alpha=0.4).loss),
+    "retrieval": Head("BlipRetrieval", lambda config: (*_pairs(config), IDS), lambda model, args: model(*args, alpha=0.4).loss),
     "caption": Head("BlipCaptioner", _pairs, lambda model, args: model(*args).loss),
     "vqa": Head("BlipVQA", lambda config: _answers(_images(config)), lambda model, args: model(*args).loss),
     "nlvr": Head("BlipNLVR", lambda config: (_images(config, 2), *texts(BATCH, 9), LABELS),
