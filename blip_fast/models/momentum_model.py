@@ -59,7 +59,9 @@ class MomentumModel(ReferenceMomentumModel):
         precision = contextlib.nullcontext()
         if self.momentum_dtype is not None:
             precision = torch.autocast(image.device.type, self.momentum_dtype)
-        with torch.inference_mode(), precision:
+        # while a graph is traced, the compiler cannot take inference mode, and drops the bookkeeping itself
+        frozen = torch.no_grad() if torch.compiler.is_compiling() else torch.inference_mode()
+        with frozen, precision:
             image_feat = F.normalize(self.vision_proj_m(class_state(self.visual_encoder_m, image)), dim=-1)
             text_feat = F.normalize(self.text_proj_m(self.text_state(self.text_encoder_m, texts)), dim=-1)
         # copies, as a backward pass takes nothing that was made in inference mode

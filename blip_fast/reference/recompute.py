@@ -16,7 +16,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 Recompute = Literal["full", "selective"]
 MODES = ("full", "selective")
 PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
-ATTENTION = ("attention", "flash_fwd")  # parts of the names of attention operations, torch's, xformers' and ours
+# Parts of the names of other dear operations: attention, torch's, xformers' and ours, and linear layers of ours.
+DEAR = ("attention", "flash_fwd", "blip_fast::linear")
 T = TypeVar("T")
 
 
@@ -54,5 +55,5 @@ def set_recompute(modules: Iterable[nn.Module], enable: bool, last: int | None, 
 
 def _keep_what_is_dear(context: Any, operation: Any, *args: Any, **options: Any) -> CheckpointPolicy:
     name = operation.name()
-    dear = operation in PRODUCTS or (any(part in name for part in ATTENTION) and "backward" not in name)
+    dear = operation in PRODUCTS or (any(part in name for part in DEAR) and "backward" not in name)
     return CheckpointPolicy.MUST_SAVE if dear else CheckpointPolicy.PREFER_RECOMPUTE
