@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+MIN_ROUNDS = 5
 ROLES = ("baseline", "ours", "peer")
 AIM_OVER = {"memory": "the name of a variant", "items": "None"}
 
@@ -82,7 +83,8 @@ class Case:
     for each tensor.
     ``flops`` and ``bytes`` are what the job must do: the fewest operations, and each input read once and each output
     written once. ``dtype`` names the matrix-product rate that ``flops`` are held against. ``items`` is what a call gets
-    done, such as ``(75, "pairs")``; the table then has a column of pairs per second.
+    done, such as ``(75, "pairs")``; the table then has a column of pairs per second. ``min_rounds`` are timed however long
+    they take.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Case:
     aims: Sequence[Aim] = ()
     items: tuple[int, str] | None = None
     input_sets: int | None = None
+    min_rounds: int = MIN_ROUNDS
 
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]
