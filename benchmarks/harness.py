@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.check import check_variants, start_variants
-from benchmarks.environment import last_level_cache_bytes
-from benchmarks.job import Aim, Case, Setting, Variant
-from benchmarks.limits import Limits, MachineLimits
-from benchmarks.memory import peak_extra_bytes
-from benchmarks.results import AimResult, CaseResult, Row, Verdict
-from benchmarks.stats import Interval, median_interval, ratio_interval, summarize
-from benchmarks.timing import capture_cuda_graph, clock_for, time_interleaved
+from .check import check_variants, start_variants
+from .environment import last_level_cache_bytes
+from .job import Aim, Case, Setting, Variant
+from .limits import Limits, MachineLimits
+from .memory import peak_extra_bytes
+from .results import AimResult, CaseResult, Row, Verdict
+from .stats import Interval, median_interval, ratio_interval, summarize
+from .timing import capture_cuda_graph, clock_for, time_interleaved
 
 CACHES_OF_INPUT = 4  # input sets together are this many times the last-level cache
 MAX_INPUT_SETS = 64

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import harness, timing
-from benchmarks.check import answer_error, check_variants
-from benchmarks.job import Aim, Case, Setting, Variant
-from benchmarks.limits import Limits
-from benchmarks.table import describe_aim
+from blip_fast.benchmarks import harness, timing
+from blip_fast.benchmarks.check import answer_error, check_variants
+from blip_fast.benchmarks.job import Aim, Case, Setting, Variant
+from blip_fast.benchmarks.limits import Limits
+from blip_fast.benchmarks.table import describe_aim
 from tests.benchmarks.common import CPU, SETTING, double, inputs, small_case
 
 LIMITS = Limits(gemm_rate=1e11, copy_bandwidth=1e10, update_bandwidth=1e10)
