@@ -56,6 +56,20 @@ class PackedTexts:
         """The same texts, the first token replaced by the task's: [ENC] or [DEC] in place of [CLS]."""
         return replace(self, input_ids=self.input_ids.index_fill(0, self.first_rows, token_id))
 
+    def with_capacity(self, rows: int, max_length: int) -> PackedTexts:
+        """The same texts in ``rows`` rows, the last of them fill, with an upper bound of lengths given by the caller.
+
+        Batches then have one shape, whatever their lengths: for CUDA graphs and compiled code.
+        """
+        fill = rows - self.input_ids.shape[0]
+        if fill < 0 or max_length < self.max_length:
+            raise ValueError(
+                f"rows={rows}, max_length={max_length} for {self.input_ids.shape[0]} rows and texts of up to "
+                f"{self.max_length} tokens; expected at least as many"
+            )
+        ids, positions = F.pad(self.input_ids, (0, fill)), F.pad(self.positions, (0, fill))
+        return replace(self, input_ids=ids, positions=positions, max_length=max_length, exact=self.exact and fill == 0)
+
     def next_tokens(self, prompt_length: int = 0) -> Tensor:
         """(T,) label of each row: the token after it; -100 in fill, at the end of a text, and for the prompt's tokens."""
         following_rows = torch.arange(1, self.input_ids.shape[0] + 1, device=self.input_ids.device, dtype=torch.int32)

@@ -41,7 +41,7 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
         self.clamp_temperature()
         states, image_feat, text_feat = self.features(image, texts)
         self.update_momentum()
-        image_feat_m, text_feat_m = self.features_m(image, texts)
+        image_feat_m, text_feat_m = self.features_m(image, texts, image_feat.dtype)
         loss_itc, _, _ = contrastive_loss(
             image_feat,
             text_feat,
@@ -93,7 +93,7 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
             torch.cat([own, wrong_image, own]),
         )
         dropout = self.attention_dropout(states.device)
-        (matched,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states, dropout))
+        (matched,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states))
         return self.matching_loss_of(matched, pairs)
 
     @torch.no_grad()
@@ -114,7 +114,7 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
         image_of_text = torch.zeros(len(texts), dtype=torch.int64, device=states.device)
         dropout = self.attention_dropout(states.device)
         stream = self.matching_stream(texts, image_of_text)
-        (matched,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states, dropout))
+        (matched,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states))
         return self.itm_head(matched)[:, 1]
 
 

@@ -18,19 +18,31 @@ from torch import Tensor
 from blip_fast.data.packing import PackedTexts
 from blip_fast.ops import cross_attention, group_rows, linear_cross_entropy
 from blip_fast.reference.decoder import TextDecoder
+from blip_fast.reference.recompute import recomputed
 from blip_fast.reference.row_groups import RowGroups
 from blip_fast.reference.text import AttentionCore, TextAttention, TextEmbeddings, TextEncoder, TextLayer
 
 NO_IMAGE = -1
+OFFSETS_PER_LAYER = 8  # more than a layer has attentions
 
 
 class AttentionDropout:
     """Dropout of attention probabilities in one forward pass: a Philox seed, and an offset for every attention."""
 
-    def __init__(self, probability: float, device: torch.device) -> None:
-        self.probability = probability
-        self.seed = torch.randint(2**62, (1,), device=device) if probability > 0 else None
-        self.offset = 0
+    def __init__(self, probability: float, device: torch.device, seed: Tensor | None = None, offset: int = 0) -> None:
+        self.probability, self.device, self.seed, self.offset = probability, device, seed, offset
+        if seed is None and probability > 0:
+            self.seed = torch.randint(2**62, (1,), device=device)
+
+    def take(self, layers: int) -> int:
+        """First offset of so many layers, which no later call hands out again."""
+        first = self.offset
+        self.offset += layers * OFFSETS_PER_LAYER
+        return first
+
+    def at(self, offset: int) -> AttentionDropout:
+        """The same seed from this offset on: a layer that is computed again drops the same."""
+        return AttentionDropout(self.probability, self.device, self.seed, offset)
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the next attention."""
@@ -42,12 +54,12 @@ class AttentionDropout:
 
 @dataclass
 class Stream:
-    """S texts on their way through the layers.
+    """S texts that go through the layers.
 
     Attributes:
         texts: their layout.
         attention: the self-attention of each layer.
-        hidden: (T, width) states.
+        hidden: (T, width) states before the first layer.
         image_of_text: (S,) index of the image that each text looks at; None where no text looks at one.
         causal: tokens see themselves and earlier ones only.
         first_only: only the first token's state is wanted, so that the last layer computes nothing else.
@@ -116,7 +128,7 @@ class Look(Protocol):
     def images(self) -> int:
         """How many images there are."""
 
-    def __call__(self, layer: TextLayer, hidden: Tensor, layout: Layout) -> Tensor:
+    def __call__(self, layer: TextLayer, hidden: Tensor, layout: Layout, dropout: AttentionDropout) -> Tensor:
         """Hidden rows (R, width) -> the same, with what they saw."""
 
 
@@ -127,42 +139,59 @@ def run_layers(
 
     ``layers`` give the cross-attention, which ``look`` applies, and the MLP; without ``look`` texts see no image.
     """
-    layouts = [join(streams, look.images, last) for last in (False, True)] if look is not None else []
+    layouts = [join(streams, look.images, last) for last in (False, True)] if look is not None else [None, None]
+    hidden, offset = [stream.hidden for stream in streams], dropout.take(len(layers))
     for index, layer in enumerate(layers):
         last = index == len(layers) - 1
-        for stream in streams:
-            attend = self_attention_first if last and stream.first_only else self_attention
-            stream.hidden = attend(stream.attention[index], stream, dropout)
-        sizes = [stream.hidden.shape[0] for stream in streams]
-        hidden = streams[0].hidden if len(streams) == 1 else torch.cat([stream.hidden for stream in streams])
-        if look is not None:
-            hidden = look(layer, hidden, layouts[last])
-        hidden = layer.output(layer.intermediate(hidden), hidden)
-        for stream, part in zip(streams, hidden.split(sizes), strict=True):
-            stream.hidden = part
-    return [stream.hidden for stream in streams]
+        step = LayerStep(streams, index, last, dropout, offset + index * OFFSETS_PER_LAYER, look, layouts[last])
+        hidden = recomputed(step, layer, *hidden, mode=layer.recompute, draws=layer.draws)
+    return hidden
 
 
-def self_attention(module: TextAttention, stream: Stream, dropout: AttentionDropout) -> Tensor:
-    """Self-attention sub-layer for all tokens, (T, width).
+@dataclass(frozen=True)
+class LayerStep:
+    """What one layer needs beside its weights and the hidden states of each stream."""
+
+    streams: list[Stream]
+    index: int
+    last: bool
+    dropout: AttentionDropout
+    offset: int
+    look: Look | None
+    layout: Layout | None
+
+    def __call__(self, layer: TextLayer, *hidden: Tensor) -> list[Tensor]:
+        dropout = self.dropout.at(self.offset)
+        parts = []
+        for stream, states in zip(self.streams, hidden, strict=True):
+            attend = self_attention_first if self.last and stream.first_only else self_attention
+            parts.append(attend(stream.attention[self.index], stream, states, dropout))
+        sizes = [part.shape[0] for part in parts]
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if self.look is not None and self.layout is not None:
+            joined = self.look(layer, joined, self.layout, dropout)
+        return list(layer.output(layer.intermediate(joined), joined).split(sizes))
+
+
+def self_attention(module: TextAttention, stream: Stream, hidden: Tensor, dropout: AttentionDropout) -> Tensor:
+    """Self-attention sub-layer for all tokens, hidden (T, width) -> (T, width).
 
     Texts are short: with queries, keys and values padded, torch's dense attention costs less than the copies around it.
     """
     query, key, value = (
-        stream.pad(split_heads(linear(stream.hidden), module.self.heads))
+        stream.pad(split_heads(linear(hidden), module.self.heads))
         for linear in (module.self.query, module.self.key, module.self.value)
     )
     attended = F.scaled_dot_product_attention(query, key, value, stream.mask, dropout.probability)
-    return module.output(stream.unpad(attended), stream.hidden)
+    return module.output(stream.unpad(attended), hidden)
 
 
-def self_attention_first(module: TextAttention, stream: Stream, dropout: AttentionDropout) -> Tensor:
-    """Self-attention sub-layer for the first token of each text, which sees the whole text: (S, width)."""
-    first = stream.hidden.index_select(0, stream.texts.first_rows)
+def self_attention_first(module: TextAttention, stream: Stream, hidden: Tensor, dropout: AttentionDropout) -> Tensor:
+    """Self-attention sub-layer for the first token of each text, which sees all of it: hidden (T, width) -> (S, width)."""
+    first = hidden.index_select(0, stream.texts.first_rows)
     query = split_heads(module.self.query(first), module.self.heads)[:, :, None]
     key, value = (
-        stream.pad(split_heads(linear(stream.hidden), module.self.heads))
-        for linear in (module.self.key, module.self.value)
+        stream.pad(split_heads(linear(hidden), module.self.heads)) for linear in (module.self.key, module.self.value)
     )
     attended = F.scaled_dot_product_attention(query, key, value, stream.mask, dropout.probability)
     return module.output(attended.flatten(1), first)
@@ -201,7 +230,6 @@ class LookAt:
     """Cross-attention to states (B, L, state_width), of which the first ``lengths`` (B,) are real (None: all)."""
 
     states: Tensor
-    dropout: AttentionDropout
     lengths: Tensor | None = None
 
     @property
@@ -209,11 +237,9 @@ class LookAt:
         """B."""
         return self.states.shape[0]
 
-    def __call__(self, layer: TextLayer, hidden: Tensor, layout: Layout) -> Tensor:
+    def __call__(self, layer: TextLayer, hidden: Tensor, layout: Layout, dropout: AttentionDropout) -> Tensor:
         module = layer.crossattention
-        return module.output(
-            attend_states(module.self, hidden, self.states, layout, self.dropout, self.lengths), hidden
-        )
+        return module.output(attend_states(module.self, hidden, self.states, layout, dropout, self.lengths), hidden)
 
 
 def attend_states(
