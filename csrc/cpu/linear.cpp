@@ -1,9 +1,9 @@
 // y = x W^T + b, and GELU behind it where asked for, in fp32, for inference.
 //
-// The weight (N x K) is read where the model has it, 4 N K bytes for 2 R N K operations. Four of its rows at a time stay
-// in the first-level cache while all rows of x, six at a time, are multiplied with them; the next four are fetched
-// meanwhile, at an even pace, so that a product of few rows runs at the rate of the memory and one of many at that of
-// the multiply-add units. More rows of x than the second-level cache holds are taken in blocks.
+// The weight (N x K) is read where the model has it, 4 N K bytes for 2 R N K operations; six rows of x and four of the
+// weight are multiplied at a time, with sums along the depth in registers. Few rows of x stay in the cache while the
+// weight streams past, the next four of its rows being fetched meanwhile at an even pace: the rate is the memory's. Of
+// many rows, x streams past some rows of the weight: the rate is that of the multiply-add units.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -20,9 +20,11 @@ namespace {
 
 using torch::stable::Tensor;
 
-constexpr int kTogether = 4;                        // rows of the weight multiplied at once
-constexpr int64_t kColumns = 64;                    // of y per task
-constexpr int64_t kBlockBytes = 400 << 10;          // of x that the second-level cache shall hold
+constexpr int kTogether = 4;                 // rows of the weight multiplied at once
+constexpr int64_t kFewRows = 18;             // up to here the weight streams
+constexpr int64_t kColumns = 64;             // of y per task
+constexpr int64_t kBlockRows = 600;          // of y per task, at most
+constexpr int64_t kCachedBytes = 200 << 10;  // of the weight in the second-level cache
 
 struct Layer {
   const float *x, *weight, *bias;  // (R, K), (N, K), (N) or null
@@ -111,14 +113,18 @@ BLIP_FAST_INLINE void dots_of(const Layer& p, int64_t rows, int64_t row, int64_t
   }
 }
 
-// Rows [row, end) of x times J rows of the weight; each of the first J / F groups of R rows fetches its share of the
-// next J rows of the weight.
+// Rows of x whose sums fill the registers.
+template <class Isa>
+constexpr int kRows = Isa::kWidth == 16 ? 6 : 2;
+
+// All rows of a tile times J rows of the weight; each of the first J / F groups of rows fetches F of the next J rows.
 template <class Isa, int J, int F>
-BLIP_FAST_INLINE void multiply_columns(const Layer& p, int64_t row, int64_t end, int64_t column) {
-  constexpr int R = Isa::kWidth == 16 ? 6 : 2;  // as many sums as there are registers
+BLIP_FAST_INLINE void multiply_columns(const Layer& p, const Tile& tile, int64_t column) {
+  constexpr int R = kRows<Isa>;
   const float* ahead = p.weight + (column + J) * p.depth;
-  for (int fetched = 0; row < end; row += R) {
-    const int64_t rows = std::min<int64_t>(R, end - row);
+  int fetched = 0;
+  for (int64_t row = tile.row; row < tile.end; row += R) {
+    const int64_t rows = std::min<int64_t>(R, tile.end - row);
     if (F > 0 && fetched < J) {
       dots_of<Isa, R, J, F>(p, rows, row, column, ahead + fetched * p.depth);
       fetched += F;
@@ -128,30 +134,54 @@ BLIP_FAST_INLINE void multiply_columns(const Layer& p, int64_t row, int64_t end,
   }
 }
 
+// Few rows: a pass over the weight, with the rows of x in the cache.
+template <class Isa>
+BLIP_FAST_INLINE void stream_weight(const Layer& p, const Tile& tile) {
+  const bool one_group = tile.end - tile.row <= kRows<Isa>;
+  for (int64_t column = tile.column; column + kTogether <= tile.last; column += kTogether) {
+    if (column + 2 * kTogether > p.columns) {  // nothing is behind
+      multiply_columns<Isa, kTogether, 0>(p, tile, column);
+    } else if (one_group) {
+      multiply_columns<Isa, kTogether, 4>(p, tile, column);
+    } else {
+      multiply_columns<Isa, kTogether, 2>(p, tile, column);
+    }
+  }
+}
+
+// Many rows: passes over x, with some rows of the weight in the cache.
+template <class Isa>
+BLIP_FAST_INLINE void stream_input(const Layer& p, const Tile& tile) {
+  constexpr int R = kRows<Isa>;
+  const int64_t cached = std::max<int64_t>(kCachedBytes / sizeof(float) / p.depth / kTogether, 1) * kTogether;
+  for (int64_t first = tile.column; first < tile.last; first += cached) {
+    const int64_t last = std::min(first + cached, tile.last);
+    for (int64_t row = tile.row; row < tile.end; row += R) {
+      const int64_t rows = std::min<int64_t>(R, tile.end - row);
+      for (int64_t column = first; column + kTogether <= last; column += kTogether) {
+        dots_of<Isa, R, kTogether, 0>(p, rows, row, column, nullptr);
+      }
+    }
+  }
+}
+
 struct Multiply {
   template <class Isa>
   static BLIP_FAST_INLINE void run(const Layer& p, const Tile& tile) {
-    constexpr int R = Isa::kWidth == 16 ? 6 : 2;
-    const int64_t groups = (tile.end - tile.row + R - 1) / R;
-    int64_t column = tile.column;
-    for (; column + kTogether <= tile.last; column += kTogether) {
-      if (column + 2 * kTogether > p.columns) {  // nothing is behind
-        multiply_columns<Isa, kTogether, 0>(p, tile.row, tile.end, column);
-      } else if (groups == 1) {
-        multiply_columns<Isa, kTogether, 4>(p, tile.row, tile.end, column);
-      } else if (groups < 4) {
-        multiply_columns<Isa, kTogether, 2>(p, tile.row, tile.end, column);
-      } else {
-        multiply_columns<Isa, kTogether, 1>(p, tile.row, tile.end, column);
-      }
+    if (p.rows <= kFewRows) {
+      stream_weight<Isa>(p, tile);
+    } else {
+      stream_input<Isa>(p, tile);
     }
-    for (; column < tile.last; ++column) multiply_columns<Isa, 1, 0>(p, tile.row, tile.end, column);
+    const int64_t rest = (tile.last - tile.column) % kTogether;
+    for (int64_t column = tile.last - rest; column < tile.last; ++column) {
+      multiply_columns<Isa, 1, 0>(p, tile, column);
+    }
   }
 };
 
 void multiply(const Layer& p) {
-  const int64_t most = std::max<int64_t>(kBlockBytes / sizeof(float) / p.depth, 12);
-  const int64_t blocks = (p.rows + most - 1) / most, groups = (p.columns + kColumns - 1) / kColumns;
+  const int64_t blocks = (p.rows + kBlockRows - 1) / kBlockRows, groups = (p.columns + kColumns - 1) / kColumns;
   torch::stable::parallel_for(0, blocks * groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t block = task / groups, column = task % groups * kColumns;
