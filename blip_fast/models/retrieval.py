@@ -36,7 +36,7 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
 
         Texts may come as strings, without a mask.
         """
-        input_ids, attention_mask = padded_texts(input_ids, attention_mask, "retrieval", self.config, image.device)
+        input_ids, attention_mask = padded_texts(input_ids, attention_mask, "retrieval", self, image.device)
         texts = pack(input_ids, attention_mask)
         self.clamp_temperature()
         states, image_feat, text_feat = self.features(image, texts)
@@ -105,7 +105,7 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
     @torch.no_grad()
     def encode_texts(self, input_ids: Texts, attention_mask: Tensor | None = None) -> Tensor:
         """Normalised features (T, E) of texts that start with [CLS], or of strings."""
-        texts = pack_texts(input_ids, attention_mask, "retrieval", self.config, self.temp.device)
+        texts = pack_texts(input_ids, attention_mask, "retrieval", self, self.temp.device)
         return F.normalize(self.text_proj(self.text_state(self.text_encoder, texts)), dim=-1)
 
     @torch.no_grad()
