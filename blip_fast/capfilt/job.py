@@ -73,7 +73,7 @@ class Job:
 
     def write_scores(self, unit: Unit, records: Iterable[Record]) -> dict[str, Any]:
         """Write a unit's scored records and return their counts."""
-        return self._write_stage(SCORES, unit, records, self.fingerprint)
+        return self._write_stage(SCORES, unit, records, self.fingerprint, unit.entries)
 
     def select(self, unit: Unit, threshold: float) -> dict[str, Any]:
         """Decide on a unit's texts and write them, as a shard too where asked; returns the counts."""
@@ -86,7 +86,9 @@ class Job:
             if form == "shards":
                 decided = list(decided)  # type: ignore[assignment]
                 write_shard(self.path(SHARDS, unit, "tar"), unit, decided, self.settings.image_root)
-            counts = self._write_stage(RECORDS, unit, decided, mark)
+            scored_counts = self._counts(SCORES, unit, self.fingerprint)
+            assert scored_counts is not None
+            counts = self._write_stage(RECORDS, unit, decided, mark, scored_counts["samples"]["in"])
         return counts
 
     def threshold(self) -> float:
@@ -154,7 +156,10 @@ class Job:
             count += write_human_shard(self.folder / SHARDS / f"{name}.tar", part, name, rejected)
         raise AssertionError
 
-    def _write_stage(self, stage: str, unit: Unit, records: Iterable[Record], mark: str) -> dict[str, Any]:
+    def _write_stage(
+        self, stage: str, unit: Unit, records: Iterable[Record], mark: str, expected: int | None
+    ) -> dict[str, Any]:
+        """Write records and their counts, of which there are ``expected`` (None: as many as a shard holds)."""
         tally, lines = Tally(), 0
         for leftover in (self.folder / stage).glob(f".{unit.name}.*"):  # of a run that was killed
             leftover.unlink(missing_ok=True)
@@ -163,6 +168,8 @@ class Job:
             nonlocal lines
             with beside.open("w", encoding="utf-8") as file:
                 for record in records:
+                    if record["number"] != lines:
+                        raise RuntimeError(f"sample {lines} of {unit} is lost; this is a bug in blip_fast")
                     file.write(json.dumps(record) + "\n")
                     tally.add(record)
                     lines += 1
@@ -170,7 +177,7 @@ class Job:
         self.path(stage, unit, "json").unlink(missing_ok=True)
         write_atomically(self.path(stage, unit, "jsonl"), write)
         counts = tally.to_dict()
-        check_counts(counts, lines if unit.entries is None else unit.entries, self.settings.score.num_captions)
+        check_counts(counts, lines if expected is None else expected, self.settings.score.num_captions)
         write_json(self.path(stage, unit, "json"), {"fingerprint": mark, "unit": unit.to_dict(), "counts": counts})
         return counts
 

@@ -81,7 +81,10 @@ def join_models(
     filter_tokenizer: PreTrainedTokenizerBase,
 ) -> CapFiltModels:
     """Put models that are in memory together. Raises ValueError where a tokenizer does not fit its model."""
-    for name, model, tokenizer in (("captioner", captioner, captioner_tokenizer), ("filter", filter_, filter_tokenizer)):
+    for name, model, tokenizer in (
+        ("captioner", captioner, captioner_tokenizer),
+        ("filter", filter_, filter_tokenizer),
+    ):
         if len(tokenizer) != model.config.vocab_size:
             raise ValueError(f"{name} has vocab_size={model.config.vocab_size} and its tokenizer {len(tokenizer)} entries; "
                              "expected a checkpoint folder that holds the right tokenizer")  # fmt: skip
@@ -111,4 +114,3 @@ def tokenizer_of(source: str) -> PreTrainedTokenizerBase:
 def precision(device: torch.device, bfloat16: bool) -> contextlib.AbstractContextManager[object]:
     """The context in which models run."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
-

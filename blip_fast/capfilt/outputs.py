@@ -92,7 +92,9 @@ def write_human_shard(path: Path, pairs: Iterable[dict[str, str]], name: str, re
             except OSError:
                 rejected["broken_picture"] += 1
                 continue
-            yield tar_sample(f"{name}-{number:06d}", suffix, data, pair["caption"], {"key": pair["image"], "kind": "human"})
+            yield tar_sample(
+                f"{name}-{number:06d}", suffix, data, pair["caption"], {"key": pair["image"], "kind": "human"}
+            )
 
     return write_tar(path, samples())
 

@@ -46,7 +46,7 @@ def score_on_ray(settings: CapFiltSettings, job: Job, workers: int, on_unit: Any
         return
     rows = ray.data.from_items([{"index": unit.index} for unit in units], override_num_blocks=len(units))
     done = rows.map(
-        UnitWorker,
+        UnitWorker,  # type: ignore[arg-type]  # a class is made into callables, one per process
         fn_constructor_args=(settings.model_dump(mode="json"), job.identity["weights"]),
         concurrency=workers,
         num_cpus=1,

@@ -74,7 +74,9 @@ class UnitScorer:
         sound = [loaded for loaded in batch if loaded.problem is None]
         scored: Iterator[Record] = iter(())
         if sound:
-            images = [torch.stack(images).to(self.device) for images in zip(*(one.images for one in sound), strict=True)]
+            images = [
+                torch.stack(images).to(self.device) for images in zip(*(one.images for one in sound), strict=True)
+            ]
             with precision(self.device, self.settings.bfloat16):
                 scored = iter(self.score_images([one.sample for one in sound], images))
         return [next(scored) if one.problem is None else rejection(one.sample, one.problem) for one in batch]
@@ -127,7 +129,9 @@ class UnitScorer:
 
     def undropped(self, records: list[Record]) -> list[tuple[int, Record]]:
         """(image, text) of all texts that are still to be judged."""
-        candidates = [(image, text) for image, record in enumerate(records) for text in (record["web"], *record["synthetic"])]
+        candidates = [
+            (image, text) for image, record in enumerate(records) for text in (record["web"], *record["synthetic"])
+        ]
         return [(image, text) for image, text in candidates if "dropped" not in text]
 
     def packed(self, texts: list[tuple[int, Record]]) -> tuple[PackedTexts, Tensor]:

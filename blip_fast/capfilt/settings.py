@@ -33,17 +33,17 @@ class ScoreSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_captions: int = Field(1, ge=1)
+    num_captions: int = Field(default=1, ge=1)
     prompt: str = PROMPT
-    top_p: float = Field(0.9, gt=0, le=1)
-    top_k: int = Field(50, ge=0)
-    min_length: int = Field(5, ge=0)
-    max_length: int = Field(20, ge=2)
-    max_words: int = Field(30, ge=1)
-    itc_threshold: float | None = Field(None, ge=-1, le=1)
-    seed: int = Field(42, ge=0)
-    batch_size: int = Field(32, ge=1)
-    unit_size: int = Field(1000, ge=1)
+    top_p: float = Field(default=0.9, gt=0, le=1)
+    top_k: int = Field(default=50, ge=0)
+    min_length: int = Field(default=5, ge=0)
+    max_length: int = Field(default=20, ge=2)
+    max_words: int = Field(default=30, ge=1)
+    itc_threshold: float | None = Field(default=None, ge=-1, le=1)
+    seed: int = Field(default=42, ge=0)
+    batch_size: int = Field(default=32, ge=1)
+    unit_size: int = Field(default=1000, ge=1)
     bfloat16: bool = False
 
 
@@ -59,8 +59,8 @@ class SelectSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    threshold: float | None = Field(None, ge=0, le=1)
-    keep_fraction: float | None = Field(None, gt=0, le=1)
+    threshold: float | None = Field(default=None, ge=0, le=1)
+    keep_fraction: float | None = Field(default=None, gt=0, le=1)
     form: Literal["list", "shards"] = "list"
 
     @model_validator(mode="after")
@@ -92,7 +92,7 @@ class CapFiltSettings(BaseModel):
     human: tuple[str, ...] = ()
     human_root: Path | None = None
     device: str = "cpu"
-    workers: int = Field(2, ge=1)
+    workers: int = Field(default=2, ge=1)
     score: ScoreSettings = ScoreSettings()
     select: SelectSettings = SelectSettings()
 
