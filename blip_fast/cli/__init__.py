@@ -7,6 +7,7 @@ import importlib
 import click
 
 COMMANDS = {
+    "capfilt": "Caption and filter a noisy web set (CapFilt).",
     "convert": "Convert checkpoints between the published, safetensors and Hugging Face formats.",
     "demo": "Train a small BLIP on bundled pictures and write a report.",
     "doctor": "Show which backends work on this machine, and why the others do not.",
