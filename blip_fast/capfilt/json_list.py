@@ -38,7 +38,7 @@ def write_list(path: str | os.PathLike[str], entries: Iterable[Any]) -> int:
             file.write("[")
             for entry in entries:
                 file.write("\n" if count == 0 else ",\n")
-                file.write(json.dumps(entry, ensure_ascii=False))
+                file.write(json.dumps(entry))
                 count += 1
             file.write("\n]\n")
 
@@ -82,7 +82,9 @@ class _Reader:
                 if self.ended:
                     raise self.error(f"an entry ({error.msg})") from error
             else:
-                if end < len(self.text) or self.ended:  # a number might go on in the next chunk
+                # a number may go on behind what is decoded, or in the next chunk
+                whole = not isinstance(value, (int, float)) or self.text[end : end + 1] in (",", "]", *_SPACES)
+                if whole or self.ended:
                     self.skip(end - self.here)
                     return value
             self.read()
