@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from blip_fast.capfilt.captioning import StatesCaptioner
 from blip_fast.checkpoints.huggingface import TOKENIZER_CONFIG
 from blip_fast.data.tokens import cached_tokenizer
-from blip_fast.models import BlipITM
+from blip_fast.models import BlipCaptioner, BlipITM
 from blip_fast.models.vit import image_states
 
 # What an image encoder computes depends on these, beside its weights.
@@ -32,7 +31,7 @@ class CapFiltModels:
         shared: whether both image encoders have equal weights and sizes; then they are one module and run once.
     """
 
-    captioner: StatesCaptioner
+    captioner: BlipCaptioner
     filter: BlipITM
     captioner_tokenizer: PreTrainedTokenizerBase
     filter_tokenizer: PreTrainedTokenizerBase
@@ -44,7 +43,7 @@ class CapFiltModels:
         return [model.config.image_size for model in self.encoders]
 
     @property
-    def encoders(self) -> list[StatesCaptioner | BlipITM]:
+    def encoders(self) -> list[BlipCaptioner | BlipITM]:
         """The models that encode images: one or both."""
         return [self.captioner] if self.shared else [self.captioner, self.filter]
 
@@ -52,6 +51,8 @@ class CapFiltModels:
     def encode(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """States (B, L, vit_width) for captioner and filter from images (B, 3, S, S), one tensor for each encoder."""
         states = [image_states(model.visual_encoder, image) for model, image in zip(self.encoders, images, strict=True)]
+        if torch.is_autocast_enabled(images[0].device.type):  # the last norm gives float32, which nobody reads
+            states = [state.to(torch.get_autocast_dtype(state.device.type)) for state in states]
         return states[0], states[-1]
 
     def fingerprint(self) -> str:
@@ -67,7 +68,7 @@ class CapFiltModels:
 def load_models(captioner: str, filter_: str, device: torch.device) -> CapFiltModels:
     """Load both models; see ``from_pretrained`` for what a checkpoint may be. Raises ValueError, FileNotFoundError."""
     return join_models(
-        StatesCaptioner.from_pretrained(captioner).to(device),
+        BlipCaptioner.from_pretrained(captioner).to(device),
         BlipITM.from_pretrained(filter_).to(device),
         tokenizer_of(captioner),
         tokenizer_of(filter_),
@@ -75,7 +76,7 @@ def load_models(captioner: str, filter_: str, device: torch.device) -> CapFiltMo
 
 
 def join_models(
-    captioner: StatesCaptioner,
+    captioner: BlipCaptioner,
     filter_: BlipITM,
     captioner_tokenizer: PreTrainedTokenizerBase,
     filter_tokenizer: PreTrainedTokenizerBase,
@@ -94,7 +95,7 @@ def join_models(
     return CapFiltModels(captioner.eval(), filter_.eval(), captioner_tokenizer, filter_tokenizer, shared)
 
 
-def same_encoders(first: StatesCaptioner, second: BlipITM) -> bool:
+def same_encoders(first: BlipCaptioner, second: BlipITM) -> bool:
     """Whether both image encoders have equal weights and see pictures of the same size."""
     if any(getattr(first.config, name) != getattr(second.config, name) for name in _ENCODER_FIELDS):
         return False

@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 
-from blip_fast.capfilt.captioning import StatesCaptioner
 from blip_fast.capfilt.models import CapFiltModels, join_models
 from blip_fast.capfilt.settings import CapFiltSettings, ScoreSettings, SelectSettings
 from blip_fast.config import BlipConfig
 from blip_fast.data.demo_pairs import demo_root
 from blip_fast.data.tokenizer import load_tokenizer, restrict_vocabulary
-from blip_fast.models import BlipITM, BlipPretrain
+from blip_fast.models import BlipCaptioner, BlipITM, BlipPretrain
 
 TEXTS = ("a picture of ", "person: light skin tone, red hair", "a red apple on a green table")
 SIZES: dict[str, Any] = dict(text_layers=2, text_width=32, text_heads=2, text_intermediate=64, vit_width=32, vit_depth=2,
@@ -48,7 +47,7 @@ def models() -> CapFiltModels:
     pretrained = BlipPretrain(config())
     strong_weights(pretrained)
     state = pretrained.state_dict()
-    captioner, matching = StatesCaptioner(config()), BlipITM(config())
+    captioner, matching = BlipCaptioner(config()), BlipITM(config())
     for model in (captioner, matching):
         model.load_state_dict({name: state[name] for name in model.state_dict()})
     return join_models(captioner, matching, tokenizer(), tokenizer())

@@ -111,7 +111,7 @@ def test_a_shard_that_is_cut_off_keeps_what_is_whole(tmp_path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     samples = samples_of(path)
     assert 1 <= len(samples) < 4
-    assert samples[:-1] == [type(s)(**{**s.__dict__}) for s in whole[: len(samples) - 1]]
+    assert samples[:-1] == [type(s)(**s.__dict__) for s in whole[: len(samples) - 1]]
     assert samples[-1].problem is not None
     assert samples[-1].problem[0] == "damaged_shard"
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from blip_fast.capfilt import scoring
-from blip_fast.capfilt.captioning import StatesCaptioner, sample_captions, sample_seed
+from blip_fast.capfilt.captioning import sample_captions, sample_seed
 from blip_fast.capfilt.models import join_models, load_models, same_encoders
 from blip_fast.capfilt.scoring import UnitScorer
 from blip_fast.capfilt.settings import ScoreSettings
@@ -115,7 +115,7 @@ def test_the_image_encoder_runs_once_where_both_have_the_same(monkeypatch):
 
 
 def test_encoders_with_other_weights_or_heads_are_not_the_same():
-    first, second = StatesCaptioner(config()), BlipITM(config())
+    first, second = BlipCaptioner(config()), BlipITM(config())
     assert not same_encoders(first, second)
     second.visual_encoder.load_state_dict(first.visual_encoder.state_dict())
     assert same_encoders(first, second)
@@ -229,7 +229,7 @@ def test_checkpoints_bring_their_tokenizers(tmp_path):
     assert loaded.fingerprint() == load_models(folder, folder, CPU).fingerprint() != models().fingerprint()
     for file in (tmp_path / "model").glob("tokenizer*"):
         file.unlink()
-    with pytest.raises(ValueError, match="captioner has vocab_size=.* expected a checkpoint folder"):
+    with pytest.raises(ValueError, match=r"captioner has vocab_size=.* expected a checkpoint folder"):
         load_models(folder, folder, CPU)
 
 

@@ -24,7 +24,11 @@ def kept(records, threshold):
 def test_a_text_is_kept_from_the_threshold_on():
     decided = decide(record(0.5, 0.49999, None), 0.5)
     assert [text["kept"] for text in (decided["web"], *decided["synthetic"])] == [True, False, False]
-    assert [text.get("dropped") for text in (decided["web"], *decided["synthetic"])] == [None, "below_threshold", "empty"]
+    assert [text.get("dropped") for text in (decided["web"], *decided["synthetic"])] == [
+        None,
+        "below_threshold",
+        "empty",
+    ]
     assert decided["threshold"] == 0.5
     rejected = {"rejected": "broken_picture"}
     assert decide(rejected, 0.5) == rejected
@@ -51,4 +55,4 @@ def test_texts_without_a_score_count_as_the_lowest():
     assert threshold_of_fraction(lambda: records, 0.25) == float(f"{np.float32(0.9):.9g}")
     assert threshold_of_fraction(lambda: records, 0.5) == float(f"{np.float32(0.2):.9g}")
     assert threshold_of_fraction(lambda: records, 0.75) == 0.0
-    assert threshold_of_fraction(lambda: [], 0.5) == 0.0
+    assert threshold_of_fraction(list, 0.5) == 0.0
