@@ -10,6 +10,8 @@ COMMANDS = {
     "capfilt": "Caption and filter a noisy web set (CapFilt).",
     "convert": "Convert checkpoints between the published, safetensors and Hugging Face formats.",
     "demo": "Train a small BLIP on bundled pictures and write a report.",
+    "report": "Write a page about a training run.",
+    "train": "Run a published program: pretrain, retrieval, caption, vqa, nlvr, nocaps, retrieval_video.",
     "doctor": "Show which backends work on this machine, and why the others do not.",
 }
 

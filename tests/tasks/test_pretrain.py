@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from blip_fast.data.pairs import PairDataset
+from blip_fast.data.pretrain import PretrainData
 from blip_fast.data.tokenizer import load_tokenizer
 from blip_fast.data.transforms import eval_transform
 from blip_fast.tasks.pretrain import PassSampler, PretrainSettings, pretrain
@@ -41,23 +41,23 @@ class Recorder(nn.Module):
 
 
 @pytest.fixture
-def pairs(tmp_path: Path) -> PairDataset:
+def pairs(tmp_path: Path) -> PretrainData:
     entries = []
     for number in range(4):
         Image.new("RGB", (8, 8), (60 * number, 0, 0)).save(tmp_path / f"{number}.png")
         entries.append({"image": f"{number}.png", "caption": "a " * number + "cat"})
     (tmp_path / "pairs.json").write_text(json.dumps(entries))
-    return PairDataset([tmp_path / "pairs.json"], tmp_path, eval_transform(8))
+    return PretrainData([tmp_path / "pairs.json"], tmp_path, eval_transform(8))
 
 
-def run(pairs: PairDataset, settings: PretrainSettings, seed: int = 0) -> tuple[Recorder, MetricLog, Any]:
+def run(pairs: PretrainData, settings: PretrainSettings, seed: int = 0) -> tuple[Recorder, MetricLog, Any]:
     model = Recorder()
     generator = torch.Generator().manual_seed(seed)
     log, broken = pretrain(model, load_tokenizer(), pairs, settings, CPU, generator, lambda report, log: None)
     return model, log, broken
 
 
-def test_model_gets_images_padded_texts_and_the_alpha_of_the_step(pairs: PairDataset) -> None:
+def test_model_gets_images_padded_texts_and_the_alpha_of_the_step(pairs: PretrainData) -> None:
     model, log, broken = run(pairs, SETTINGS)
     assert [call["alpha"] for call in model.calls] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.4])
     for call in model.calls:
@@ -70,7 +70,7 @@ def test_model_gets_images_padded_texts_and_the_alpha_of_the_step(pairs: PairDat
     assert not broken.messages
 
 
-def test_order_of_pairs_follows_the_generator(pairs: PairDataset) -> None:
+def test_order_of_pairs_follows_the_generator(pairs: PretrainData) -> None:
     def seen(seed: int) -> list[list[int]]:
         return [call["mask"].sum(1).tolist() for call in run(pairs, SETTINGS, seed)[0].calls]
 
@@ -78,7 +78,7 @@ def test_order_of_pairs_follows_the_generator(pairs: PairDataset) -> None:
     assert seen(1) != seen(2)
 
 
-def test_an_epoch_is_as_many_passes_as_asked(pairs: PairDataset) -> None:
+def test_an_epoch_is_as_many_passes_as_asked(pairs: PretrainData) -> None:
     settings = dataclasses.replace(SETTINGS, passes_per_epoch=2, warmup_steps=2, init_lr=1.0, lr_decay_rate=0.5)
     _, log, _ = run(pairs, settings)
     assert log.series("lr") == pytest.approx([1e-6, 0.5, 1.0, 1.0, 0.5, 0.5], abs=1e-5)
@@ -93,7 +93,7 @@ def test_every_pass_holds_every_sample_once() -> None:
     assert passes[0] != passes[1]
 
 
-def test_broken_pictures_are_counted_once_each(pairs: PairDataset) -> None:
+def test_broken_pictures_are_counted_once_each(pairs: PretrainData) -> None:
     (pairs.image_root / "1.png").write_text("no picture")
     _, _, broken = run(pairs, SETTINGS)
     assert [message.split(":")[0] for message in broken.messages] == ["1.png"]
@@ -101,7 +101,7 @@ def test_broken_pictures_are_counted_once_each(pairs: PairDataset) -> None:
         run(pairs, dataclasses.replace(SETTINGS, max_broken_images=0))
 
 
-def test_worker_processes_report_broken_pictures_and_order_alike(pairs: PairDataset) -> None:
+def test_worker_processes_report_broken_pictures_and_order_alike(pairs: PretrainData) -> None:
     (pairs.image_root / "1.png").write_text("no picture")
     settings = dataclasses.replace(SETTINGS, total_steps=2)
     alone, _, _ = run(pairs, settings)
@@ -110,12 +110,12 @@ def test_worker_processes_report_broken_pictures_and_order_alike(pairs: PairData
     assert all(torch.equal(a["ids"], b["ids"]) for a, b in zip(alone.calls, model.calls, strict=True))
 
 
-def test_too_few_pairs_are_an_error(pairs: PairDataset) -> None:
+def test_too_few_pairs_are_an_error(pairs: PretrainData) -> None:
     with pytest.raises(ValueError, match="batch_size=5 is more than the 4 pairs"):
         run(pairs, dataclasses.replace(SETTINGS, batch_size=5))
 
 
-def test_a_loss_that_is_no_number_stops_the_run(pairs: PairDataset) -> None:
+def test_a_loss_that_is_no_number_stops_the_run(pairs: PretrainData) -> None:
     model = Recorder()
     model.weight.data.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="loss itc is nan in step 0"):

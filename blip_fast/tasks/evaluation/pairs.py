@@ -7,10 +7,10 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
-from blip_fast.data.pairs import PairDataset
-from blip_fast.tasks.pretrain import tokenize
+from blip_fast.data.packing import pad_lists
+from blip_fast.data.pretrain import PretrainData
+from blip_fast.tasks.metrics.recalls import image_ranks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,20 +31,15 @@ class EncodedPairs:
 
 @torch.no_grad()
 def encode_pairs(
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerFast,
-    pairs: PairDataset,
-    max_tokens: int,
-    device: torch.device,
-    batch_size: int = 64,
+    model: torch.nn.Module, pairs: PretrainData, device: torch.device, batch_size: int = 64
 ) -> EncodedPairs:
     """Encode all pairs with ``model``, a ``BlipPretrain`` in evaluation mode."""
     parts = []
     for start in range(0, len(pairs), batch_size):
         batch = [pairs[index] for index in range(start, min(start + batch_size, len(pairs)))]
         images = torch.stack([pair.image for pair in batch]).to(device)
-        texts = tokenize(tokenizer, [pair.caption for pair in batch], max_tokens)
-        input_ids, attention_mask = texts["input_ids"].to(device), texts["attention_mask"].to(device)
+        texts = pad_lists([pair.tokens for pair in batch], pairs.encoder.width)
+        input_ids, attention_mask = (tensor.to(device) for tensor in texts)
         states = model.visual_encoder(images)
         hidden = model.text_encoder(input_ids, attention_mask, mode="text")
         image_features = F.normalize(model.vision_proj(states[:, 0]), dim=-1)
@@ -72,14 +67,10 @@ def retrieval_scores(pairs: EncodedPairs, logits: Tensor) -> Tensor:
 
 
 def target_ranks(scores: Tensor) -> Tensor:
-    """Rank (N), 0 = best, of the right candidate in each row of scores (N, N), where candidate n is right for row n.
-
-    A tie or a NaN counts against the right candidate: a model that answers the same to everything gets no credit.
-    """
+    """Rank (N), 0 = best, of the right candidate in each row of scores (N, N), where candidate n is right for row n."""
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or not len(scores):
         raise ValueError(f"scores has shape {tuple(scores.shape)}; expected (N, N) with N >= 1")
-    worse = (scores < scores.diagonal()[:, None]).sum(1)
-    return scores.shape[1] - 1 - worse
+    return image_ranks(scores, torch.arange(len(scores)))
 
 
 def recall_at(scores: Tensor, k: int) -> float:

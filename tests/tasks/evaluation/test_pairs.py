@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blip_fast.tasks.evaluation import recall_at, recalls, target_ranks
+from blip_fast.tasks.evaluation.pairs import recall_at, recalls, target_ranks
 
 
 def brute_force_recall(scores: list[list[float]], k: int) -> float:
