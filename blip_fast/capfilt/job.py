@@ -20,7 +20,7 @@ from typing import Any
 
 from blip_fast.capfilt.json_list import write_list
 from blip_fast.capfilt.outputs import human_pairs, kept_pairs, write_human_shard, write_shard
-from blip_fast.capfilt.samples import image_root_of
+from blip_fast.capfilt.samples import root_of
 from blip_fast.capfilt.selection import decide, read_records, threshold_of_fraction
 from blip_fast.capfilt.settings import DEFAULT_THRESHOLD, CapFiltSettings, fingerprint
 from blip_fast.capfilt.tally import KINDS, Record, Tally, add_up, check_counts
@@ -134,7 +134,7 @@ class Job:
         def pairs() -> Iterator[dict[str, str]]:
             nonlocal web, human
             for unit in self.units:
-                root = image_root_of(unit, self.settings.image_root)
+                root = root_of(unit, self.settings.image_root)
                 for pair in kept_pairs(read_records(self.path(RECORDS, unit, "jsonl")), root):
                     web += 1
                     yield pair

@@ -13,20 +13,20 @@ from typing import Any
 import webdataset
 
 from blip_fast.capfilt.json_list import read_entries
-from blip_fast.capfilt.pictures import is_below
-from blip_fast.capfilt.samples import WebSample, image_root_of, read_samples
+from blip_fast.capfilt.samples import PICTURE_SUFFIXES, WebSample, read_samples, root_of
 from blip_fast.capfilt.scoring import clean
 from blip_fast.capfilt.tally import Record, texts_of
 from blip_fast.capfilt.units import Unit
 from blip_fast.checkpoints.files import write_atomically
+from blip_fast.data.roots import Root
 
 
-def kept_pairs(records: Iterable[Record], image_root: Path) -> Iterator[dict[str, str]]:
+def kept_pairs(records: Iterable[Record], root: Root) -> Iterator[dict[str, str]]:
     """{image: full path, caption} of every kept text of decided records, the web text first."""
     for record in records:
         for _, text in () if "rejected" in record else texts_of(record):
             if text["kept"]:
-                yield {"image": os.path.join(image_root, record["image"]), "caption": text["text"]}
+                yield {"image": os.path.join(root.path, record["image"]), "caption": text["text"]}
 
 
 def human_pairs(
@@ -37,7 +37,7 @@ def human_pairs(
     An entry with several captions gives a pair for each. ``follow_links`` where the pictures will be read.
     """
     for file in files:
-        root = (human_root or Path(file).parent).resolve()
+        root = Root(human_root or Path(file).parent, "human_root")
         for _, entry in read_entries(file):
             captions = entry.get("caption") if isinstance(entry, dict) else None
             for caption in captions if isinstance(captions, list) and captions else [captions]:
@@ -48,15 +48,18 @@ def human_pairs(
                     yield pair
 
 
-def _human_pair(entry: Any, caption: Any, root: Path, follow_links: bool) -> dict[str, str] | str:
+def _human_pair(entry: Any, caption: Any, root: Root, follow_links: bool) -> dict[str, str] | str:
     """The pair, or why there is none."""
     image = entry.get("image") if isinstance(entry, dict) else None
     if not isinstance(image, str) or not image or "\0" in image or not isinstance(caption, str):
         return "bad_entry"
     if not clean(caption, 1):
         return "empty"
-    path = (os.path.realpath if follow_links else os.path.normpath)(os.path.join(root, image))
-    return {"image": path, "caption": caption} if is_below(path, root) else "outside_of_root"
+    try:
+        path = root.file(image) if follow_links else os.path.join(root.path, image)
+    except ValueError:
+        return "outside_of_root"
+    return {"image": path, "caption": caption} if root.covers(image) else "outside_of_root"
 
 
 def write_shard(path: Path, unit: Unit, records: Iterable[Record], image_root: Path | None) -> int:
@@ -66,7 +69,7 @@ def write_shard(path: Path, unit: Unit, records: Iterable[Record], image_root: P
     counted: keys of strangers may be anything.
     """
     sounds = (record for record in records if "rejected" not in record)
-    root = image_root_of(unit, image_root)
+    root = root_of(unit, image_root)
 
     def samples() -> Iterator[dict[str, Any]]:
         for sample, record in _join(read_samples(unit), sounds):
@@ -102,7 +105,8 @@ def write_human_shard(path: Path, pairs: Iterable[dict[str, str]], name: str, re
 def tar_sample(name: str, suffix: str, data: bytes, caption: str, values: dict[str, Any]) -> dict[str, Any]:
     """A sample as webdataset writes it."""
     text = caption.encode(errors="replace")
-    return {"__key__": name, suffix or "img": data, "txt": text, "json": json.dumps(values).encode()}
+    suffix = suffix if suffix in PICTURE_SUFFIXES else "jpg"  # pictures are known by their content
+    return {"__key__": name, suffix: data, "txt": text, "json": json.dumps(values).encode()}
 
 
 def write_tar(path: Path, samples: Iterable[dict[str, Any]]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -18,8 +17,9 @@ from PIL import Image
 from webdataset.tariterators import base_plus_ext, tar_file_iterator
 
 from blip_fast.capfilt.json_list import read_entries
-from blip_fast.capfilt.pictures import decode, file_below
 from blip_fast.capfilt.units import Unit
+from blip_fast.data.pictures import BrokenSampleError, decode_picture, read_picture
+from blip_fast.data.roots import Root
 
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 TEXT_SUFFIXES = ("txt", "text", "caption")
@@ -48,13 +48,20 @@ class WebSample:
     suffix: str = ""
     problem: tuple[str, str] | None = None
 
-    def picture(self, image_root: Path) -> Image.Image:
-        """The decoded RGB picture. Raises BrokenImageError where it cannot be read or lies outside ``image_root``."""
-        return decode(file_below(image_root, self.image) if self.data is None else io.BytesIO(self.data))
+    def picture(self, root: Root) -> Image.Image:
+        """The decoded RGB picture. Raises BrokenSampleError where it cannot be read or lies outside of ``root``."""
+        if self.data is not None:
+            return decode_picture(self.data, self.image)
+        if not root.covers(self.image):
+            raise BrokenSampleError(f"{self.image} leads out of {root}")
+        try:
+            return read_picture(root, self.image)
+        except ValueError as error:  # a link that leads out
+            raise BrokenSampleError(str(error)) from error
 
-    def encoded(self, image_root: Path) -> bytes:
+    def encoded(self, root: Root) -> bytes:
         """The picture's file as it is."""
-        return Path(file_below(image_root, self.image)).read_bytes() if self.data is None else self.data
+        return Path(root.file(self.image)).read_bytes() if self.data is None else self.data
 
 
 def read_samples(unit: Unit) -> Iterator[WebSample]:
@@ -68,9 +75,9 @@ def read_samples(unit: Unit) -> Iterator[WebSample]:
         yield sample
 
 
-def image_root_of(unit: Unit, image_root: Path | None) -> Path:
+def root_of(unit: Unit, image_root: Path | None) -> Root:
     """Where the pictures of a unit lie: the root that was given, or the folder of its list."""
-    return (image_root or Path(unit.source).parent).resolve()
+    return Root(image_root or Path(unit.source).parent)
 
 
 def _read_list(unit: Unit) -> Iterator[WebSample]:

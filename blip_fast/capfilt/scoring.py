@@ -16,12 +16,13 @@ from torch import Tensor
 from blip_fast.capfilt.captioning import sample_captions, sample_seed
 from blip_fast.capfilt.matching import cosines, match_probabilities, pack_strings
 from blip_fast.capfilt.models import CapFiltModels, precision
-from blip_fast.capfilt.samples import WebSample, image_root_of, read_samples
+from blip_fast.capfilt.samples import WebSample, read_samples, root_of
 from blip_fast.capfilt.settings import ScoreSettings
 from blip_fast.capfilt.tally import Record
 from blip_fast.capfilt.units import Unit
 from blip_fast.data.packing import PackedTexts
-from blip_fast.data.pairs import BrokenImageError
+from blip_fast.data.pictures import BrokenSampleError
+from blip_fast.data.roots import Root
 from blip_fast.data.text import pre_caption
 from blip_fast.data.transforms import eval_transform
 
@@ -50,22 +51,22 @@ class UnitScorer:
 
     def records(self, unit: Unit) -> Iterator[Record]:
         """A record for each sample of the unit; no more than a few batches of pictures are held."""
-        image_root = image_root_of(unit, self.root)
+        root = root_of(unit, self.root)
         with ThreadPoolExecutor(self.threads) as executor:
             depth = self.settings.batch_size + self.threads
-            loaded = ahead(executor, lambda sample: self.load(sample, image_root), read_samples(unit), depth)
+            loaded = ahead(executor, lambda sample: self.load(sample, root), read_samples(unit), depth)
             for batch in batches(loaded, self.settings.batch_size):
                 yield from self.score(batch)
 
-    def load(self, sample: WebSample, image_root: Path) -> LoadedSample:
+    def load(self, sample: WebSample, root: Root) -> LoadedSample:
         """Decode a picture, unless something is wrong with the sample."""
         slim = dataclasses.replace(sample, data=None)  # a batch need not hold the encoded pictures
         if sample.problem is not None:
             return LoadedSample(slim, problem=sample.problem)
         try:
-            picture = sample.picture(image_root)
+            picture = sample.picture(root)
             images = tuple(transform(picture) for transform in self.transforms)
-        except BrokenImageError as error:
+        except BrokenSampleError as error:
             return LoadedSample(slim, problem=("broken_picture", str(error)))
         return LoadedSample(slim, images)
 

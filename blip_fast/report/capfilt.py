@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from blip_fast.capfilt.job import MANIFEST, RECORDS
-from blip_fast.capfilt.samples import image_root_of, read_samples
+from blip_fast.capfilt.samples import read_samples, root_of
 from blip_fast.capfilt.selection import read_records
 from blip_fast.capfilt.tally import KINDS, Record, texts_of
 from blip_fast.capfilt.units import Unit
-from blip_fast.data.pairs import BrokenImageError
+from blip_fast.data.pictures import BrokenSampleError
 from blip_fast.report.figures import match_histograms
 from blip_fast.report.page import inline_svg, picture_uri, render
 
@@ -114,10 +114,10 @@ def thumbnails(
             for sample in itertools.takewhile(lambda sample: wanted_numbers, read_samples(units[index])):  # noqa: B023
                 if sample.number in wanted_numbers:
                     wanted_numbers.remove(sample.number)
-                    picture = sample.picture(image_root_of(units[index], image_root))
+                    picture = sample.picture(root_of(units[index], image_root))
                     picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
                     found[index, sample.number] = picture_uri(picture)
-        except (OSError, ValueError, BrokenImageError):
+        except (OSError, ValueError, BrokenSampleError):
             continue
     return found
 

@@ -18,7 +18,7 @@ from blip_fast.capfilt.settings import ScoreSettings, SelectSettings
 from blip_fast.capfilt.tally import Tally, check_counts
 from blip_fast.capfilt.units import list_units
 from blip_fast.data.demo_pairs import demo_root
-from blip_fast.data.pairs import PairDataset
+from blip_fast.data.pretrain import PretrainData
 from tests.capfilt.common import (
     SCORE,
     demo_entries,
@@ -66,7 +66,7 @@ def test_the_list_holds_kept_and_human_pairs_and_trains(tmp_path):
     assert written == expected
     assert manifest["human"] == {"kept": 2, "rejected": {"bad_entry": 2, "empty": 1, "outside_of_root": 1}}
     assert manifest["pairs"] == len(expected) == manifest["web"]["kept"] + manifest["synthetic"]["kept"] + 2
-    pairs = PairDataset([tmp_path / "out" / "bootstrapped.json"], demo_root(), lambda picture: torch.zeros(3, 8, 8))
+    pairs = PretrainData([tmp_path / "out" / "bootstrapped.json"], "/", lambda picture: torch.zeros(3, 8, 8))
     assert len([pairs[index] for index in range(len(pairs))]) == len(expected)
 
 
