@@ -111,6 +111,16 @@ def run_seed(settings: CapFiltDemoSettings, seed: int, say: Say) -> dict[str, An
     }
 
 
+def claim_folder(settings: CapFiltDemoSettings) -> None:
+    """Note the settings in the output folder, or compare them with those that are noted there."""
+    path, wanted = settings.output / "demo.json", dataclasses.asdict(settings)
+    wanted |= {"data": str(settings.data.resolve()), "output": None}
+    if not path.exists():
+        write_json(path, wanted)
+    if json.loads(path.read_text(encoding="utf-8")) != wanted:
+        raise ValueError(f"output={str(settings.output)!r} holds a demo with other settings; expected another folder")
+
+
 def split_pairs(settings: CapFiltDemoSettings, seed: int) -> tuple[list[WebPair], list[WebPair]]:
     """The clean part and the web part. ValueError where the two lists are not of the same pictures."""
     for name in FILES:
@@ -271,7 +281,11 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def run_capfilt_demo(settings: CapFiltDemoSettings, seeds: int, say: Say = print) -> dict[str, Any]:
-    """All seeds, and their summary; ``results.json`` in the output folder holds the same."""
+    """All seeds, and their summary; ``results.json`` in the output folder holds the same.
+
+    Raises ValueError where the folder holds a demo with other settings, or the data is not as expected.
+    """
+    claim_folder(settings)
     runs = [run_seed(settings, seed, say) for seed in range(seeds)]
     numbers = [{name: run[name] for name in ("rows", "filter", "captions", "nearest")} for run in runs]
     result = {
