@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from blip_fast.reference.vit import Block, SelfAttention, VisionTransformer
+from blip_fast.ops.linear import linear_layer
+from blip_fast.reference.vit import Block, Mlp, SelfAttention, VisionTransformer
 
 
 def image_states(encoder: VisionTransformer, image: Tensor) -> Tensor:
@@ -28,7 +29,7 @@ def run_block(block: Block, hidden: Tensor, class_only: bool = False) -> Tensor:
     """One pre-norm block; with ``class_only`` for token 0, which still attends to all: (B, 1, width)."""
     attended = self_attention(block.attn, block.norm1(hidden), class_only)
     hidden = (hidden[:, :1] if class_only else hidden) + block.drop_path(attended)
-    return hidden + block.drop_path(block.mlp(block.norm2(hidden)))
+    return hidden + block.drop_path(mlp(block.mlp, block.norm2(hidden)))
 
 
 def self_attention(module: SelfAttention, hidden: Tensor, class_only: bool) -> Tensor:
@@ -42,6 +43,13 @@ def self_attention(module: SelfAttention, hidden: Tensor, class_only: bool) -> T
         key_value = F.linear(hidden, key_value_weight, key_value_bias).view(batch, length, 2, heads, depth)
         key, value = key_value.permute(2, 0, 3, 1, 4).unbind(0)
     else:
-        query, key, value = module.qkv(hidden).view(batch, length, 3, heads, depth).permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = (
+            linear_layer(module.qkv, hidden).view(batch, length, 3, heads, depth).permute(2, 0, 3, 1, 4).unbind(0)
+        )
     attended = F.scaled_dot_product_attention(query, key, value)
-    return module.proj(attended.transpose(1, 2).flatten(2))
+    return linear_layer(module.proj, attended.transpose(1, 2).flatten(2))
+
+
+def mlp(module: Mlp, hidden: Tensor) -> Tensor:
+    """Linear, exact GELU, linear."""
+    return linear_layer(module.fc2, linear_layer(module.fc1, hidden, gelu=True))
