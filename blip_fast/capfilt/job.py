@@ -71,6 +71,14 @@ class Job:
         """Those of the units that are still to be scored."""
         return [unit for unit in units if self._counts(SCORES, unit, self.fingerprint) is None]
 
+    def clear_leftovers(self, units: Iterable[Unit]) -> None:
+        """Remove what a killed process left half-written of these units; nobody else may be at work on them."""
+        names = {unit.name for unit in units}
+        for stage in (SCORES, RECORDS, SHARDS):
+            for path in (self.folder / stage).glob(".*"):
+                if path.name.split(".")[1] in names:
+                    path.unlink(missing_ok=True)
+
     def write_scores(self, unit: Unit, records: Iterable[Record]) -> dict[str, Any]:
         """Write a unit's scored records and return their counts."""
         return self._write_stage(SCORES, unit, records, self.fingerprint, unit.entries)
@@ -105,6 +113,7 @@ class Job:
     def finish(self, on_unit: Callable[[Unit, dict[str, Any]], None]) -> dict[str, Any]:
         """Once all units are scored: decide, write the bootstrapped set, and return the manifest. May be repeated."""
         threshold = self.threshold()
+        self._remove_outdated(threshold)
         totals: dict[str, Any] = {}
         for unit in self.units:
             counts = self.select(unit, threshold)
@@ -127,6 +136,17 @@ class Job:
         }
         write_json(self.folder / MANIFEST, manifest)
         return manifest
+
+    def _remove_outdated(self, threshold: float) -> None:
+        """Remove what an earlier selection with another threshold or form left, so that nobody takes it for this one's."""
+        path, select = self.folder / MANIFEST, self.settings.select
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if (found["threshold"], found["select"]) != (threshold, select.model_dump(mode="json")):
+                path.unlink(missing_ok=True)
+        outdated = [self.folder / LIST] if select.form == "shards" else (self.folder / SHARDS).glob("*.tar")
+        for path in [*outdated, *(self.folder / SHARDS).glob("human-*.tar")]:
+            path.unlink(missing_ok=True)
 
     def _write_list(self, rejected: Counter[str]) -> tuple[int, int]:
         web, human = 0, 0
@@ -161,8 +181,6 @@ class Job:
     ) -> dict[str, Any]:
         """Write records and their counts, of which there are ``expected`` (None: as many as a shard holds)."""
         tally, lines = Tally(), 0
-        for leftover in (self.folder / stage).glob(f".{unit.name}.*"):  # of a run that was killed
-            leftover.unlink(missing_ok=True)
 
         def write(beside: Path) -> None:
             nonlocal lines

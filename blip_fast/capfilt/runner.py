@@ -66,6 +66,7 @@ def score_units(job: Job, models: CapFiltModels, device: torch.device, units: li
     """Score those of the units that are not finished, and decide on them where that needs no other unit."""
     settings = job.settings
     scorer = UnitScorer(models, settings.score, device, settings.image_root, settings.workers)
+    job.clear_leftovers(units)
     for unit in job.unscored(units):
         counts = job.write_scores(unit, scorer.records(unit))
         if settings.select.keep_fraction is None:

@@ -68,7 +68,7 @@ def add_up(counts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
                 total[name] = add_up([total.get(name, {}), value])
             else:
                 total[name] = total.get(name, 0) + value
-    return dict(sorted(total.items())) if all(isinstance(value, int) for value in total.values()) else total
+    return total
 
 
 def check_counts(counts: Mapping[str, Any], read: int, num_captions: int) -> None:

@@ -188,6 +188,15 @@ def test_another_threshold_needs_no_new_scores(tmp_path, monkeypatch):
     assert half["pairs"] < everything["pairs"]
 
 
+def test_another_form_leaves_nothing_of_the_first(tmp_path):
+    path = write_list(tmp_path / "web.json", demo_entries(8))
+    human = write_list(tmp_path / "human.json", demo_entries(2))
+    for form in ("shards", "list", "shards"):
+        run(settings(path, tmp_path / "out", form=form, threshold=0.0, human=(human,), human_root=demo_root()))
+        run(settings(path, tmp_path / form, form=form, threshold=0.0, human=(human,), human_root=demo_root()))
+        assert files_of(tmp_path / "out") == files_of(tmp_path / form)
+
+
 @pytest.mark.parametrize("fraction", [0.25, 0.5])
 def test_a_share_of_all_texts_is_kept_over_all_units(tmp_path, fraction):
     path = write_list(tmp_path / "web.json", demo_entries(20))
