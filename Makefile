@@ -32,7 +32,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs $(BIN)/clang-format -i
 
-benchmarks_in = $(basename $(notdir $(filter-out %/__init__.py %/counts.py %/convergence.py,$(wildcard benchmarks/$(1)/*.py))))
+benchmarks_in = $(basename $(notdir $(filter-out %/__init__.py %/counts.py %/convergence.py %/launcher_overhead.py,$(wildcard benchmarks/$(1)/*.py))))
 
 bench: native
 	$(BIN)/python -m benchmarks --quick --json build/bench.json $(call benchmarks_in,ops)
