@@ -1,5 +1,6 @@
 # make demo    train a small BLIP on bundled pictures (about 90 s on 2 cores) and write demo/report.html
-# make capfilt-demo   CapFilt on drawings with known noise, three seeds: about an hour on 2 cores, capfilt-demo/report.html
+# make capfilt-demo   CapFilt on drawings with known noise, three seeds: about an hour on 2 cores
+# make train-demo  pre-train and fine-tune on the emoji set through the launcher (half an hour on 2 cores; fetches 3 Debian packages)
 # make test    lint, then every test
 # make bench   the quick benchmarks of the operations; make bench-models those of whole steps
 # make setup   only the virtual environment .venv with everything in it
@@ -9,14 +10,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup native demo capfilt-demo test lint format bench bench-models clean
+.PHONY: setup native demo train-demo capfilt-demo test lint format bench bench-models clean
 
 demo: native
 	$(BIN)/blip-fast demo
 
 capfilt-demo: native
-	test -f capfilt-demo/emoji/train_web.json || $(BIN)/blip-fast data emoji --output capfilt-demo/emoji
-	$(BIN)/blip-fast capfilt demo capfilt-demo/emoji --output capfilt-demo
+	test -f build/emoji/train_web.json || $(BIN)/blip-fast data emoji --output build/emoji
+	$(BIN)/blip-fast capfilt demo build/emoji --output build/capfilt-demo
+
+train-demo: native
+	$(BIN)/blip-fast train-demo --data build/emoji --output build/train-demo
 
 test: native lint
 	$(BIN)/python -m pytest
@@ -33,7 +37,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs $(BIN)/clang-format -i
 
-benchmarks_in = $(basename $(notdir $(filter-out %/__init__.py %/counts.py %/convergence.py,$(wildcard benchmarks/$(1)/*.py))))
+benchmarks_in = $(basename $(notdir $(filter-out %/__init__.py %/counts.py %/convergence.py %/launcher_overhead.py,$(wildcard benchmarks/$(1)/*.py))))
 
 bench: native
 	$(BIN)/python -m benchmarks --quick --json build/bench.json $(call benchmarks_in,ops)

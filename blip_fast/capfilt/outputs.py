@@ -13,12 +13,13 @@ from typing import Any
 import webdataset
 
 from blip_fast.capfilt.json_list import read_entries
-from blip_fast.capfilt.samples import PICTURE_SUFFIXES, WebSample, read_samples, root_of
+from blip_fast.capfilt.samples import WebSample, read_samples, root_of
 from blip_fast.capfilt.scoring import clean
 from blip_fast.capfilt.tally import Record, texts_of
 from blip_fast.capfilt.units import Unit
 from blip_fast.checkpoints.files import write_atomically
 from blip_fast.data.roots import Root
+from blip_fast.data.tar_index import PICTURE_SUFFIXES
 
 
 def kept_pairs(records: Iterable[Record], root: Root) -> Iterator[dict[str, str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import json
 import os
 import tarfile
 import zlib
@@ -20,9 +19,8 @@ from blip_fast.capfilt.json_list import read_entries
 from blip_fast.capfilt.units import Unit
 from blip_fast.data.pictures import BrokenSampleError, decode_picture, read_picture
 from blip_fast.data.roots import Root
+from blip_fast.data.tar_index import PICTURE_SUFFIXES, TEXT_SUFFIXES, caption_of
 
-PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-TEXT_SUFFIXES = ("txt", "text", "caption")
 _SHARD_ERRORS = (tarfile.TarError, EOFError, OSError, zlib.error)
 
 
@@ -144,10 +142,5 @@ def _text_of(parts: dict[str, bytes]) -> str:
     """The web text: a text file's, or "caption" or "text" of the sample's JSON; "" where there is none."""
     for suffix in TEXT_SUFFIXES:
         if suffix in parts:
-            return parts[suffix].decode(errors="replace")
-    try:
-        values = json.loads(parts.get("json", b"{}"))
-    except ValueError:
-        return ""
-    texts = [values.get(name) for name in ("caption", "text")] if isinstance(values, dict) else []
-    return next((text for text in texts if isinstance(text, str)), "")
+            return caption_of(parts[suffix], is_json=suffix == "json") or ""
+    return ""

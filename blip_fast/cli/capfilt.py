@@ -104,7 +104,7 @@ def report(folder: Path, image_root: Path | None) -> None:
 @click.option(
     "--output",
     type=FOLDER,
-    default=Path("capfilt-demo"),
+    default=Path("build/capfilt-demo"),
     show_default=True,
     help="Folder for models and results.",
 )

@@ -54,7 +54,7 @@ def command(
         if flags.pop("dry_run"):
             from blip_fast.tasks.dry_run import dry_run
 
-            raise SystemExit(dry_run(task_class, settings, file, folder))
+            raise SystemExit(dry_run(task_class, settings, folder, flags["world_size"]))
         checkpoint = str(locate(flags.pop("checkpoint"))) if flags["checkpoint"] else flags.pop("checkpoint")
         options = RunOptions(flags.pop("evaluate"), checkpoint, flags.pop("resume"), flags.pop("profile"))
         run_task(task_class, settings, options, folder, **flags)

@@ -179,7 +179,7 @@ class RandomAugment:
 
     def __call__(self, image: Image.Image | Pixels) -> Pixels:
         """An RGB picture -> pixels (H, W, 3)."""
-        pixels: Pixels = np.asarray(image)
+        pixels: Pixels = np.array(image)
         chosen = torch.randint(len(self.operations), (self.count,)).tolist()
         for operation, (applied, side) in zip(chosen, torch.rand(self.count, 2).tolist(), strict=True):
             if applied <= 0.5:

@@ -54,6 +54,17 @@ class PretrainBatch(Batch):
     indices: torch.Tensor
 
 
+def collate_pairs(samples: Sequence[PairSample]) -> PretrainBatch:
+    """Stack pictures, pack captions."""
+    return PretrainBatch(
+        images=torch.stack([sample.image for sample in samples]),
+        texts=pack_lists([sample.tokens for sample in samples]),
+        captions=tuple(sample.caption for sample in samples),
+        indices=torch.tensor([sample.index for sample in samples]),
+        broken=broken_in(samples),
+    )
+
+
 class PretrainData(PictureData[PairSample, PairRecord]):
     """Pairs of the annotation files, followed by those of one file of ``rotating``.
 
@@ -115,16 +126,7 @@ class PretrainData(PictureData[PairSample, PairRecord]):
         """The decoded RGB picture of one pair."""
         return self.picture_file(self.root, self.records[index].image)
 
-    @staticmethod
-    def collate(samples: Sequence[PairSample]) -> PretrainBatch:
-        """Stack pictures, pack captions."""
-        return PretrainBatch(
-            images=torch.stack([sample.image for sample in samples]),
-            texts=pack_lists([sample.tokens for sample in samples]),
-            captions=tuple(sample.caption for sample in samples),
-            indices=torch.tensor([sample.index for sample in samples]),
-            broken=broken_in(samples),
-        )
+    collate = staticmethod(collate_pairs)
 
     def _read(self, files: Paths) -> PackedRecords[PairRecord]:
         return read_records(files, PairRecord, self._to_record, self._bad)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from blip_fast.data.batches import Sample
+from blip_fast.data.batches import Batch, Sample
 from blip_fast.data.pictures import BrokenSampleError, read_picture
 from blip_fast.data.roots import Root
 from blip_fast.data.sampling import SampleKey, seeded
@@ -62,9 +62,18 @@ class SampleData(Dataset[AnySample], Generic[AnySample, Record]):
         """The sample of ``records[index]``; under "blank" the files that are broken are added to ``broken``."""
         raise NotImplementedError
 
+    @staticmethod
+    def collate(samples: Sequence[Any]) -> Batch:
+        """The batch of some samples."""
+        raise NotImplementedError
+
 
 class PictureData(SampleData[AnySample, Record]):
-    """Samples with pictures; ``keep_decoded`` holds decoded pictures in memory, for small sets."""
+    """Samples with pictures.
+
+    ``transform`` may have an attribute ``smallest_side``, see `PictureTransform`. ``keep_decoded`` holds decoded pictures in
+    memory, for small sets.
+    """
 
     def __init__(self, transform: Transform, on_broken: OnBroken, keep_decoded: bool = False) -> None:
         super().__init__(on_broken)
@@ -86,7 +95,7 @@ class PictureData(SampleData[AnySample, Record]):
         """The decoded RGB picture."""
         if self._decoded is not None and path in self._decoded:
             return self._decoded[path]
-        picture = read_picture(root, path)
+        picture = read_picture(root, path, getattr(self.transform, "smallest_side", None))
         if self._decoded is not None:
             self._decoded[path] = picture
         return picture

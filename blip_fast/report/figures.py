@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -102,6 +103,27 @@ def match_histograms(counts: Mapping[str, Sequence[int]], threshold: float) -> s
             axes.set_xlim(0, 1)
         axes.set_xlabel("probability that picture and text match")
         return _to_svg(figure)
+
+
+def line_plot(x: Sequence[float], lines: Mapping[str, Sequence[float]], title: str, x_label: str = "epoch") -> str:
+    """One or more named lines over ``x``; a legend where there is more than one. Values that are no numbers leave gaps."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.2, 2.5), layout="constrained")
+        axes = figure.subplots()
+        for (name, values), color in zip(lines.items(), itertools.cycle((ACCENT, _MUTED))):
+            axes.plot(
+                x, values, color=color, linewidth=1.8, marker="." if len(x) < 30 else None, label=plain_text(name)
+            )
+        axes.set_title(plain_text(title), loc="left", fontsize=10, fontweight="bold")
+        axes.set_xlabel(x_label)
+        if len(lines) > 1:
+            axes.legend(frameon=False)
+        return _to_svg(figure)
+
+
+def plain_text(text: str) -> str:
+    """Text that matplotlib does not take for mathematics."""
+    return text.replace("$", r"\$")
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from blip_fast.data.annotations import read_list
 from blip_fast.data.captions import CaptionBatch, CaptionEvalData, CaptionTrainData, NoCapsData
 from blip_fast.data.tokens import cached_tokenizer
-from blip_fast.data.transforms import eval_transform, train_transform
+from blip_fast.data.transforms import eval_transform
 from blip_fast.models import BlipCaptioner
+from blip_fast.tasks.augmentation import training_transform
 from blip_fast.tasks.base import Metrics, Routine, Split
 from blip_fast.tasks.evaluation.captions import caption_images, captions_by_image, read_references
 from blip_fast.tasks.evaluation.results import save_results
@@ -55,7 +56,7 @@ class CaptionTask(FineTuning[CaptionSettings, CaptionBatch]):
 
     def train_data(self) -> CaptionTrainData:
         settings = self.settings
-        transform = train_transform(settings.image_size)
+        transform = training_transform(settings)
         files = [self.annotation_of("train")]
         return CaptionTrainData(files, settings.image_root, transform, prompt=settings.prompt, bad=self.bad)
 

@@ -16,8 +16,9 @@ from blip_fast.config import BlipConfig
 from blip_fast.data.demo_pairs import demo_pairs
 from blip_fast.data.pretrain import PretrainData
 from blip_fast.data.tokenizer import load_tokenizer, restrict_vocabulary
-from blip_fast.data.transforms import eval_transform, train_transform
+from blip_fast.data.transforms import eval_transform
 from blip_fast.models import BlipCaptioner, BlipPretrain
+from blip_fast.tasks.augmentation import training_transform
 from blip_fast.tasks.base import RunContext, Task
 from blip_fast.tasks.evaluation.pairs import encode_pairs, matching_logits, recalls, retrieval_scores
 from blip_fast.tasks.pretrain import PretrainTask
@@ -105,10 +106,9 @@ class DemoTask(PretrainTask):
         self.tokenizer = restrict_vocabulary(load_tokenizer(), self.pairs("train").captions)
 
     def pairs(self, split: str) -> PretrainData:
-        """The pairs of a split; augmented gently, since captions tell colours and left from right."""
-        size = self.settings.image_size
+        """The pairs of a split."""
         train = split == "train"
-        transform = train_transform(size, flip=False, augment=False) if train else eval_transform(size)
+        transform = training_transform(self.settings) if train else eval_transform(self.settings.image_size)
         return demo_pairs(split, transform, tokenizer=getattr(self, "tokenizer", None), max_tokens=_MAX_TOKENS)
 
     def build_model(self) -> BlipPretrain:
@@ -131,6 +131,8 @@ def demo_settings(steps: int, pairs: int = _TRAIN_PAIRS) -> PretrainSettings:
         warmup_steps=pairs * passes // BATCH_SIZE,
         lr_decay_rate=_LAST_LR_SHARE ** (1 / _EPOCHS),
         passes_per_epoch=passes,
+        flip=False,  # captions tell left from right, and colours
+        rand_augment=False,
         workers=0,
         max_bad_samples=0,
         model=_MODEL,

@@ -8,8 +8,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from blip_fast.data.nlvr import NLVRBatch, NLVRData
-from blip_fast.data.transforms import eval_transform, train_transform
+from blip_fast.data.transforms import eval_transform
 from blip_fast.models import BlipNLVR
+from blip_fast.tasks.augmentation import training_transform
 from blip_fast.tasks.base import Metrics, Routine, Split
 from blip_fast.tasks.evaluation.nlvr import accuracy
 from blip_fast.tasks.evaluation.shards import padded_shard
@@ -48,7 +49,7 @@ class NLVRTask(FineTuning[NLVRSettings, NLVRBatch]):
         return self.settings.batch_size_train
 
     def train_data(self) -> NLVRData:
-        transform = train_transform(self.settings.image_size)
+        transform = training_transform(self.settings)
         return NLVRData([self.annotation(_FILES["train"])], self.settings.image_root, transform, bad=self.bad)
 
     def losses(self, model: nn.Module, batch: NLVRBatch, alpha: float) -> dict[str, Tensor]:

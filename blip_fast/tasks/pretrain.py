@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from blip_fast.checkpoints import load_bert, load_checkpoint, load_vit
 from blip_fast.data.pretrain import PretrainBatch, PretrainData
-from blip_fast.data.transforms import PRETRAIN_SCALE, train_transform
+from blip_fast.data.shards import ShardData, shard_files
+from blip_fast.data.transforms import PRETRAIN_SCALE
 from blip_fast.models import BlipPretrain
+from blip_fast.tasks.augmentation import training_transform
 from blip_fast.tasks.base import Metrics, Routine, Split, Task
 from blip_fast.training.schedules import alpha_ramp, pretrain_lr
 from blip_fast.training.settings import PretrainSettings
@@ -23,8 +25,10 @@ class PretrainTask(Task[PretrainSettings, PretrainBatch]):
     routine = Routine()
 
     def files(self) -> list[Path]:
-        names = [self.settings.image_root, *self.settings.train_file, self.settings.laion_path]
-        return [Path(name) for name in names if name]
+        settings = self.settings
+        if settings.shards:
+            return shard_files(settings.shards)
+        return [Path(name) for name in (settings.image_root, *settings.train_file, settings.laion_path) if name]
 
     def build_model(self) -> nn.Module:
         return BlipPretrain(self.settings.blip_config())
@@ -40,12 +44,16 @@ class PretrainTask(Task[PretrainSettings, PretrainBatch]):
         if settings.init_bert:
             load_bert(model, settings.init_bert)
 
-    def train_data(self) -> PretrainData:
+    def train_data(self) -> PretrainData | ShardData:
         settings = self.settings
+        transform = training_transform(settings, PRETRAIN_SCALE)
+        if settings.shards:
+            if settings.train_file or settings.laion_path:
+                raise ValueError("shards are given beside train_file or laion_path; expected one kind of data")
+            return ShardData(settings.shards, transform, bad=self.bad)
         rotating = sorted(Path(settings.laion_path).glob("*.json")) if settings.laion_path else []
         if settings.laion_path and not rotating:
             raise ValueError(f"laion_path={settings.laion_path!r} has no .json files")
-        transform = train_transform(settings.image_size, scale=PRETRAIN_SCALE)
         return PretrainData(settings.train_file, settings.image_root, transform, rotating=rotating, bad=self.bad)
 
     @property

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from torch.utils.data import Dataset
 
-from blip_fast.data.bad_samples import BadSamples
 from blip_fast.tasks.base import RunContext, Task
 from blip_fast.tasks.evaluation.batches import own_batches
 from blip_fast.tasks.evaluation.shards import shard
@@ -21,11 +20,10 @@ Batch = TypeVar("Batch")
 
 
 class Program(Task[AnySettings, Batch]):
-    """A program that evaluates; what cannot be read is counted in ``bad``."""
+    """A program that evaluates."""
 
     def __init__(self, settings: AnySettings, context: RunContext) -> None:
         super().__init__(settings, context)
-        self.bad = BadSamples(settings.max_bad_samples)
         self._said: set[str] = set()
 
     def say_once(self, notes: Sequence[str]) -> None:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from blip_fast.data.retrieval import RetrievalBatch, RetrievalEvalData, RetrievalTrainData
-from blip_fast.data.transforms import eval_transform, train_transform
+from blip_fast.data.transforms import eval_transform
 from blip_fast.models import BlipRetrieval
+from blip_fast.tasks.augmentation import training_transform
 from blip_fast.tasks.base import Metrics, Routine, Split
 from blip_fast.tasks.evaluation.retrieval import retrieval_scores
 from blip_fast.tasks.metrics.recalls import retrieval_metrics
@@ -49,7 +50,7 @@ class RetrievalTask(FineTuning[RetrievalSettings, RetrievalBatch]):
         return self.settings.batch_size_train
 
     def train_data(self) -> RetrievalTrainData:
-        transform = train_transform(self.settings.image_size)
+        transform = training_transform(self.settings)
         return RetrievalTrainData([self.annotation_of("train")], self.settings.image_root, transform, bad=self.bad)
 
     @functools.cache  # noqa: B019  (a task lives as long as its run)

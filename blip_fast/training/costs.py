@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from blip_fast.training.precision import PrecisionName
 
 _GEMM_SIZE = {"cpu": 1024, "cuda": 8192}
 _GEMM_SECONDS = 0.2
@@ -35,10 +38,12 @@ def flop_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
 
 
+@functools.cache
 def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a large square matrix product on random data: what "all of the machine's arithmetic" means for MFU."""
     size = _GEMM_SIZE.get(device.type, 1024)
-    first, second = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)  # a run's own random numbers must not change
+    first, second = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
     best, deadline = float("inf"), time.perf_counter() + _GEMM_SECONDS
     while time.perf_counter() < deadline:
         _finish(device)
@@ -80,7 +85,10 @@ class StepCosts:
 
 
 def step_costs(
-    model: nn.Module, losses: Callable[[nn.Module], dict[str, Tensor]], batches: int, autocast: Any
+    model: nn.Module,
+    losses: Callable[[nn.Module], dict[str, Tensor]],
+    batches: int = 1,
+    precision: PrecisionName = "fp32",
 ) -> StepCosts:
     """Costs of a step of ``model``, which is on device "meta": nothing is computed, no memory is needed.
 
@@ -88,7 +96,7 @@ def step_costs(
         model: in training mode.
         losses: of a batch on device "meta".
         batches: per optimizer step.
-        autocast: context of the forward pass.
+        precision: of the forward pass; autocast halves what is kept (torch cannot run it on "meta").
     """
     kept: dict[int, int] = {}
     own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
@@ -102,7 +110,7 @@ def step_costs(
         return tensor
 
     with flop_counter() as counter:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = torch.stack([value.float() for value in losses(model).values()]).sum()
         loss.backward()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -114,5 +122,5 @@ def step_costs(
         weights=sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]),
         gradients=bytes_trained,
         optimizer=2 * bytes_trained,
-        activations=sum(kept.values()),
+        activations=sum(kept.values()) // (1 if precision == "fp32" else 2),
     )

@@ -17,7 +17,7 @@ class Precision:
     def __init__(self, name: PrecisionName, device: torch.device) -> None:
         self.name = name
         self.device = device
-        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+        self.scaler = torch.amp.GradScaler("cuda" if device.type == "cuda" else "cpu", enabled=name == "fp16")
 
     @property
     def dtype(self) -> torch.dtype:

@@ -27,7 +27,7 @@ class Place:
         step: optimizer steps finished in it.
         steps: optimizer steps finished in all.
         samples: samples that one step takes, on all ranks.
-        series: losses of the steps of this epoch so far, by name.
+        series: losses of this rank in the steps of this epoch so far, by name.
     """
 
     run: str
@@ -40,12 +40,13 @@ class Place:
 
 def save_state(path: Path, trainer: Trainer[Any], place: Place, settings: Mapping[str, Any], is_main: bool) -> None:
     """Write the state of all ranks; all of them call it."""
-    ranks = gather_objects(random_state())
+    ranks, series = gather_objects(random_state()), gather_objects(place.series)
     content = {
         "model": whole_tensors(trainer.model.state_dict()),
         "optimizer": whole_tensors(trainer.optimizer.state_dict()),
         "scaler": trainer.precision.scaler.state_dict(),
         "place": dataclasses.asdict(place),
+        "series": series,  # losses of each rank's own batches
         "settings": dict(settings),
         "ranks": ranks,
     }
@@ -59,7 +60,7 @@ def load_state(path: Path, trainer: Trainer[Any], rank: int, world_size: int) ->
     It does not with another number of ranks, whose random numbers are not known: they keep those they have.
     """
     content = read_content(path)
-    missing = [name for name in ("optimizer", "scaler", "place", "ranks") if name not in content]
+    missing = [name for name in ("optimizer", "scaler", "place", "series", "ranks") if name not in content]
     if missing:
         raise ValueError(f"{path} has no '{missing[0]}': it is no resume state; a checkpoint goes with --checkpoint")
     load_model(trainer.model, content["model"], path)
@@ -69,7 +70,8 @@ def load_state(path: Path, trainer: Trainer[Any], rank: int, world_size: int) ->
     same_ranks = len(content["ranks"]) == world_size
     if same_ranks:
         restore_random_state(content["ranks"][rank])
-    return Place(**content["place"]), same_ranks
+    series = content["series"][rank] if same_ranks else {}
+    return Place(**content["place"] | {"series": series}), same_ranks
 
 
 def changed_settings(path: Path, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

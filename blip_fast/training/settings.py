@@ -33,7 +33,7 @@ class RunSettings(BaseModel):
         deterministic: only algorithms that repeat to the bit on a GPU, where torch has them (slower).
         recompute: what ``vit_grad_ckpt`` computes again: "full", as published, or "selective", which keeps products.
         compile: mode of `torch.compile` ("default", "reduce-overhead" with CUDA graphs, "max-autotune"); "" for none.
-        accumulate: batches per optimizer step.
+        accumulate: batches per optimizer step. Queues take in every batch; momentum copies move once a step.
         clip_norm: largest norm of all gradients together; 0 does not clip, as published.
         strategy: "ddp" has a copy of everything on each rank; "fsdp" shards weights, momentum copies and optimizer state.
         workers: processes of each rank that load data.
@@ -93,9 +93,15 @@ class Decay(RunSettings):
 
     Attributes:
         passes_per_epoch: passes over the samples that count as one epoch, each in its own order; for small sets.
+        crop_share: smallest share of a picture's area in a training crop; None: as published, 0.2 in pre-training, else 0.5.
+        flip: mirror half of the pictures in training, as published; False where captions tell left from right.
+        rand_augment: the published random operations on training pictures.
     """
 
     passes_per_epoch: Positive = 1
+    crop_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    flip: bool = True
+    rand_augment: bool = True
 
     weight_decay: Rate = 0.05
     init_lr: Rate = 1e-5
@@ -118,6 +124,7 @@ class PretrainSettings(Decay):
     Attributes:
         train_file: annotation files, JSON lists of {image, caption}.
         laion_path: folder of further lists, of which each epoch takes one; "" for none.
+        shards: webdataset tar files in their place, by names with braces or wildcards ("web-{000..127}.tar").
         image_root: pictures are read from below it and nowhere else; published lists hold full paths, which "/" allows.
         init_vit, init_bert: what the encoders start from; "" starts them at random. Not used with ``pretrained``.
     """
@@ -126,6 +133,7 @@ class PretrainSettings(Decay):
 
     train_file: list[str] = []
     laion_path: str = ""
+    shards: list[str] = []
     image_root: str = "/"
     image_size: Positive = 224
     batch_size: Positive = 75

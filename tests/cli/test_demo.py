@@ -111,8 +111,9 @@ def test_model_folder_holds_the_trained_model(first: tuple[Path, Result]) -> Non
 def test_hostile_captions_are_escaped() -> None:
     result = run_demo(1, 0, torch.device("cpu"), lambda report, steps, log: None)
     attack = "<script>alert('x')</script>\" onload=\"alert(1)"
-    record = PairRecord(result.test_pairs.records[0].image, attack, "<b>id</b>")
-    result.test_pairs.records[0] = record
+    records = [*result.test_pairs.records]
+    records[0] = PairRecord(records[0].image, attack, "<b>id</b>")
+    result.test_pairs.records = records
     hostile = dataclasses.replace(result, captions=[attack, *result.captions[1:]])
     text = demo_page(hostile, {"device": "<img src=x onerror=alert(1)>"})
     page = Page(text)

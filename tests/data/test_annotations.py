@@ -50,9 +50,7 @@ def test_malformed_entries_are_counted_up_to_the_limit(annotate: Annotate) -> No
     bad = BadSamples(3)
     assert [line.text for line in read_records([file], Line, to_line, bad)] == ["good"]
     assert [message.split(", ")[1].split(":")[0] for message in bad.messages] == ["line 2", "line 3", "line 4"]
-    with pytest.raises(
-        RuntimeError, match="3 samples cannot be read, more than max_bad_samples=2; the last: .* line 4"
-    ):
+    with pytest.raises(RuntimeError, match=r"3 samples cannot .* max_bad_samples=2; the last: .* line 4"):
         read_records([file], Line, to_line, BadSamples(2))
 
 

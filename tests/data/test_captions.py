@@ -50,9 +50,7 @@ def test_ids_of_images_are_those_of_the_entry_or_the_file_name(
 
 
 def test_images_without_an_id_are_named(root: Path, annotate: Annotate) -> None:
-    with pytest.raises(
-        ValueError, match="entry 0: 'image' is 'a.png'; expected a file name that ends in the image's number"
-    ):
+    with pytest.raises(ValueError, match=r"'image' is 'a\.png'; expected a file name that ends in the image's number"):
         CaptionEvalData(annotate([{"image": "a.png"}]), root, eval_transform(8))
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,17 @@ from PIL import Image
 from torchvision import transforms
 
 from blip_fast.data.augment import RandomAugment
-from blip_fast.data.transforms import IMAGE_MEAN, IMAGE_STD, PRETRAIN_SCALE, eval_transform, normalise, train_transform
+from blip_fast.data.pictures import read_picture
+from blip_fast.data.roots import Root
+from blip_fast.data.transforms import (
+    IMAGE_MEAN,
+    IMAGE_STD,
+    PRETRAIN_SCALE,
+    eval_transform,
+    fast_resize,
+    normalise,
+    train_transform,
+)
 
 
 @pytest.fixture
@@ -79,6 +91,44 @@ def test_pixels_of_many_frames_are_normalised_alike() -> None:
     frames = torch.randint(256, (2, 5, 3, 4, 6), dtype=torch.uint8)
     expected = transforms.Normalize(IMAGE_MEAN, IMAGE_STD)(frames / 255)
     assert torch.equal(normalise(frames), expected)
+
+
+def test_fast_pixels_are_off_by_one_at_most(picture: Image.Image) -> None:
+    smooth = picture.resize((300, 200), Image.Resampling.BICUBIC)
+    for size in (24, 150, 400):
+        published = np.asarray(smooth.resize((size, size), Image.Resampling.BICUBIC)).astype(int)
+        difference = np.abs(np.asarray(fast_resize(smooth, size)).astype(int) - published)
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < 0.05
+
+
+def test_fast_training_makes_the_same_crops(picture: Image.Image) -> None:
+    exact, fast = train_transform(24, augment=False), train_transform(24, augment=False, pixels="fast")
+    for seed in range(8):
+        torch.manual_seed(seed)
+        expected = exact(picture)
+        torch.manual_seed(seed)
+        assert (fast(picture) - expected).abs().max() < 1.01 / 255 / min(IMAGE_STD)
+
+
+def test_large_jpegs_are_decoded_smaller_only_for_fast_pixels(picture: Image.Image, tmp_path: Path) -> None:
+    picture.resize((400, 300)).save(tmp_path / "p.jpg")
+
+    def size(smallest_side: int | None) -> tuple[int, int]:
+        return read_picture(Root(tmp_path), "p.jpg", smallest_side).size
+
+    assert train_transform(24, PRETRAIN_SCALE).smallest_side is None
+    assert size(None) == (400, 300)
+    transform = train_transform(24, PRETRAIN_SCALE, pixels="fast")
+    assert transform.smallest_side == 62  # 24 / sqrt(0.2 * 3 / 4)
+    assert size(62) == (100, 75)
+    assert size(151) == (400, 300)
+    assert eval_transform(24, pixels="fast").smallest_side == 24
+
+
+def test_unknown_pixels_are_named() -> None:
+    with pytest.raises(ValueError, match="pixels='quick' is none of"):
+        eval_transform(8, pixels="quick")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("make", [train_transform, eval_transform])

@@ -36,6 +36,7 @@ def retrieval_scores(
         images: how many there are on all ranks together.
         texts: ids (T, N) on the CPU, [CLS] first, and their mask.
         k_test: candidates that are matched in each row.
+        rank, ranks: this process among those that call together; one alone by default.
         encode: what makes states and features of a batch; ``model.encode_images`` by default.
     """
     device, own = model.temp.device, shard(images, rank, ranks)
@@ -49,7 +50,9 @@ def retrieval_scores(
         raise ValueError(f"own_images holds {len(states)} images; expected {len(own)}, the share of rank {rank} of "
                          f"{ranks}")  # fmt: skip
     width = model.config.embed_dim
-    image_features = join_shards(torch.cat(features) if features else torch.empty(0, width, device=device), images)
+    image_features = join_shards(
+        torch.cat(features) if features else torch.empty(0, width, device=device), images, ranks
+    )
     input_ids, attention_mask = texts
     text_features = encode_texts(model, input_ids, attention_mask)
     with torch.autocast(device.type, enabled=False):  # similarities rank candidates: full precision, as published
@@ -57,7 +60,7 @@ def retrieval_scores(
     scores_i2t, scores_t2i = rerank(
         model, sims, states, input_ids.to(device), attention_mask, k_test, TEXTS_PER_PASS, first_image=own.start
     )
-    return join_shards(scores_i2t, images), join_shards(scores_t2i.t().contiguous(), images).t()
+    return join_shards(scores_i2t, images, ranks), join_shards(scores_t2i.t().contiguous(), images, ranks).t()
 
 
 @torch.no_grad()

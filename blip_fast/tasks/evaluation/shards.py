@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blip_fast.reference.gather import gather_rows, world_size
+from blip_fast.reference.gather import gather_rows
 
 
 def shard(count: int, rank: int, ranks: int) -> range:
@@ -24,9 +24,11 @@ def padded_shard(count: int, rank: int, ranks: int) -> list[int]:
     return [index % count for index in range(rank, total, ranks)] if count else []
 
 
-def join_shards(rows: Tensor, count: int) -> Tensor:
-    """Rows (own, ...) of :func:`shard` on every rank -> (count, ...) on every rank, in the order of the data set."""
-    ranks = world_size()
+def join_shards(rows: Tensor, count: int, ranks: int) -> Tensor:
+    """Rows (own, ...) of :func:`shard` on every rank -> (count, ...) on every rank, in the order of the data set.
+
+    ``ranks`` is the number of processes, or 1 where this one works alone.
+    """
     if ranks == 1:
         return rows
     sizes = [len(shard(count, rank, ranks)) for rank in range(ranks)]

@@ -25,7 +25,7 @@ def test_padded_shards_are_those_of_torch(count: int, ranks: int) -> None:
 
 def test_one_rank_keeps_what_it_has() -> None:
     rows = torch.randn(3, 2)
-    assert join_shards(rows, 3) is rows
+    assert join_shards(rows, 3, 1) is rows
 
 
 def test_rank_outside_of_the_world() -> None:

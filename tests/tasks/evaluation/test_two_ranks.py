@@ -36,7 +36,7 @@ def evaluate(rank: int, folder: Path) -> dict[str, Any]:
         "accuracy": accuracy(nlvr, nlvr_batches(shard(3, rank, RANKS))),
         "padded": accuracy(nlvr, nlvr_batches(padded_shard(3, rank, RANKS))),
         "merged": save_results(entries, folder / "result", "vqa_result", key="question_id"),
-        "joined": join_shards(torch.tensor(list(shard(5, rank, RANKS))), 5),
+        "joined": join_shards(torch.tensor(list(shard(5, rank, RANKS))), 5, RANKS),
     }
 
 

@@ -1,4 +1,4 @@
-"""Pre-training and retrieval on two ranks (two processes, gloo) against the original implementation."""
+"""Pre-training and retrieval on two ranks (two processes, gloo) against the original implementation, on both paths."""
 
 from __future__ import annotations
 
@@ -12,22 +12,30 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from blip_fast.reference import BlipPretrain, BlipRetrieval
+from blip_fast import models, reference
 from tests import golden
 
 RANKS = 2
 # How to build the model, the case with inputs and results, prefix of the results, and of the state after the step.
 # Which negatives are chosen makes no difference to the queues: the file has them once for both retrieval runs.
-RUNS = {
-    "pretrain": (partial(golden.build, BlipPretrain, "pretrain"), "pretrain_2ranks", "", "after."),
-    "allrank": (
-        partial(golden.build, BlipRetrieval, "retrieval", negative_all_rank=True),
-        "retrieval_2ranks",
-        "allrank.",
-        "allrank.after.",
-    ),
-    "local": (partial(golden.build, BlipRetrieval, "retrieval"), "retrieval_2ranks", "local.", "allrank.after."),
-}
+RUNS: dict[str, tuple[Any, str, str, str]] = {}
+for path, classes in (("reference", reference), ("fused", models)):
+    retrieval = partial(golden.build, classes.BlipRetrieval, "retrieval")
+    RUNS |= {
+        f"{path}-pretrain": (
+            partial(golden.build, classes.BlipPretrain, "pretrain"),
+            "pretrain_2ranks",
+            "",
+            "after.",
+        ),
+        f"{path}-allrank": (
+            partial(retrieval, negative_all_rank=True),
+            "retrieval_2ranks",
+            "allrank.",
+            "allrank.after.",
+        ),
+        f"{path}-local": (retrieval, "retrieval_2ranks", "local.", "allrank.after."),
+    }
 
 
 def average_gradients(model: nn.Module) -> dict[str, Tensor]:
@@ -45,14 +53,14 @@ def one_step(run: str, rank: int) -> dict[str, Any]:
     tensors, _ = golden.load(case)
     model = build().train()
     own, drawn = f"rank{rank}.", f"{prefix}rank{rank}."
-    pointer = "queue_ptr" if run == "pretrain" else "ptr_queue"
+    pointer = "queue_ptr" if run.endswith("pretrain") else "ptr_queue"
     model.get_buffer(pointer).copy_(tensors[f"{pointer}_initial"])
     negatives = (tensors[f"{drawn}neg_image_idx"], tensors[f"{drawn}neg_text_idx"])
-    ids = {} if run == "pretrain" else {"ids": tensors[f"{own}idx"]}
+    ids = {} if run.endswith("pretrain") else {"ids": tensors[f"{own}idx"]}
     batch = (tensors[f"{own}image"], tensors[f"{own}ids"], tensors[f"{own}mask"])
     out = model(*batch, **ids, alpha=0.4, negatives=negatives)
     out.loss.backward()
-    losses = [out.loss_itc, out.loss_itm] + ([out.loss_lm] if run == "pretrain" else [])
+    losses = [out.loss_itc, out.loss_itm] + ([out.loss_lm] if run.endswith("pretrain") else [])
     return {
         "losses": torch.stack(losses).detach(),
         "gradients": average_gradients(model),
@@ -88,6 +96,6 @@ def test_two_ranks(run: str, results: list[dict[str, Any]]) -> None:
         for name, expected in golden.with_prefix(case, f"{prefix}avg_grad.").items():
             if not name.endswith("key.bias"):  # their true gradient is zero
                 assert golden.relative_error(gradients[name], expected) < 1e-4, name
-        if run == "pretrain":
+        if run.endswith("pretrain"):
             norms = torch.stack([gradients[name].norm() for name in sidecar["avg_grad_norms_names"]])
             torch.testing.assert_close(norms, tensors["avg_grad_norms"], rtol=1e-4, atol=1e-6)
