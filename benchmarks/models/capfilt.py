@@ -13,10 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.captions import caption_lengths, padded_texts
-from benchmarks.job import Aim, Case, Setting, Variant
-from benchmarks.peers.huggingface import HuggingFaceCapFilt, HuggingFaceMatching
-from benchmarks.weights import same_weights
 from blip_fast import models, reference
 from blip_fast.capfilt.matching import match_probabilities
 from blip_fast.capfilt.models import CapFiltModels, join_models
@@ -26,6 +22,11 @@ from blip_fast.capfilt.settings import ScoreSettings
 from blip_fast.config import BlipConfig
 from blip_fast.data.packing import pack
 from blip_fast.data.tokens import cached_tokenizer
+
+from ..captions import caption_lengths, padded_texts
+from ..job import Aim, Case, Setting, Variant
+from ..peers.huggingface import HuggingFaceCapFilt, HuggingFaceMatching
+from ..weights import same_weights
 
 PLACE = 75
 SIZE = 384
