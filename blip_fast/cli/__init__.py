@@ -9,6 +9,7 @@ import click
 COMMANDS = {
     "bench": "Run the benchmarks, compare results, and make a page of them.",
     "caption": "Write captions for images: files, folders, patterns, lists, webdataset shards.",
+    "capfilt": "Caption and filter a noisy web set (CapFilt).",
     "convert": "Convert checkpoints between the published, safetensors and Hugging Face formats.",
     "data": "Make data sets to train on.",
     "demo": "Train a small BLIP on bundled pictures and write a report.",
