@@ -118,6 +118,9 @@ def tile_by_rule(kernel: str, tile_rows: int, head_size: int, itemsize: int) -> 
     registers, hence small tiles.
     """
     wide = head_size > 64
+    if kernel.startswith("self_"):
+        size = tile_rows if itemsize == 2 else 16
+        return Tile(size, size, 8 if itemsize == 4 else 4, 1 if itemsize == 4 else 2)
     if itemsize == 4:
         if kernel == "forward":
             return Tile(16, 32, 8, 1) if wide else Tile(16, 64, 8, 2)
@@ -139,20 +142,24 @@ def attention_specimens(kernel: Any, name: str, tile_rows: tuple[int, ...]) -> l
         tile = tile_by_rule(name, rows, head_size, 2 if dtype == "bf16" else 4)
         launches.setdefault((head_size, dtype, tile), rows)
     return [
-        _specimen(kernel, head_size, dtype, tile, rows, dropout)
+        attention_specimen(kernel, head_size, dtype, tile, dropout, TILE_ROWS=rows)
         for (head_size, dtype, tile), rows in launches.items()
         for dropout in (False, True)
     ]
 
 
-def _specimen(kernel: Any, head_size: int, dtype: str, tile: Tile, tile_rows: int, dropout: bool) -> Specimen:
-    constants = {"D": head_size, "BLOCK_D": head_size, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
-    constants |= {"TILE_ROWS": tile_rows, "PRECISION": "ieee"}
+def attention_specimen(
+    kernel: Any, head_size: int, dtype: str, tile: Tile, dropout: bool, **constants: Any
+) -> Specimen:
+    """One kernel at one tile, with the constants that it has beside those of all attention kernels."""
+    constants |= {"D": head_size, "BLOCK_D": head_size, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+    constants |= {"PRECISION": "ieee"}
     constants |= {} if dropout else {"p_seed": None, "p_offset": None}
     fixed = {name: value for name, value in constants.items() if name in kernel.arg_names}
     signature = {name: _argument_type(name, dtype) for name in kernel.arg_names if name not in fixed}
     aligned = tuple(name for name in signature if name.startswith("stride_"))
-    label = f"{dtype}, D={head_size}, {tile.block_m} x {tile.block_n}" + (", dropout" if dropout else "")
+    label = f"{dtype}, D={head_size}, {tile.block_m} x {tile.block_n}"
+    label += (", causal" if constants.get("CAUSAL") else "") + (", dropout" if dropout else "")
     return Specimen(kernel, signature, fixed, tile.num_warps, tile.num_stages, label, aligned)
 
 
