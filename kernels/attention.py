@@ -118,9 +118,12 @@ def tile_by_rule(kernel: str, tile_rows: int, head_size: int, itemsize: int) -> 
     registers, hence small tiles.
     """
     wide = head_size > 64
-    if kernel.startswith("self_"):
+    if kernel == "self_forward":
         size = tile_rows if itemsize == 2 else 16
-        return Tile(size, size, 8 if itemsize == 4 else 4, 1 if itemsize == 4 else 2)
+        return Tile(size, size, 8 if itemsize == 4 or (wide and size == 64) else 4, 1 if itemsize == 4 else 2)
+    if kernel == "self_backward":
+        size = min(tile_rows, 32) if itemsize == 2 else 16
+        return Tile(size, size, 8 if itemsize == 4 or (wide and size == 32) else 4, 1 if itemsize == 4 and wide else 2)
     if itemsize == 4:
         if kernel == "forward":
             return Tile(16, 32, 8, 1) if wide else Tile(16, 64, 8, 2)

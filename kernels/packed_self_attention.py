@@ -306,14 +306,15 @@ def packed_self_attention_backward(
 
 
 def _specimens() -> list[Specimen]:
-    """Texts of up to 30 and up to 512 tokens, bidirectional and causal, with dropout and without."""
+    """Texts of up to 30 and up to 512 tokens, plain and with all that makes the kernel larger."""
     found = {}
     kernels = {"self_forward": packed_self_attention_kernel, "self_backward": packed_self_attention_backward_kernel}
-    for name, size, dtype, causal in itertools.product(kernels, (32, 64), ("bf16", "fp32"), (False, True)):
-        tile = tile_by_rule(name, size, 64, 2 if dtype == "bf16" else 4)
-        for dropout in (False, True):
-            specimen = attention_specimen(kernels[name], 64, dtype, tile, dropout, CAUSAL=causal)
-            found.setdefault((name, specimen.label, causal), specimen)
+    for name, size, dtype, (dim, more) in itertools.product(
+        kernels, (32, 64), ("bf16", "fp32"), ((64, False), (64, True), (128, True))
+    ):
+        tile = tile_by_rule(name, size, dim, 2 if dtype == "bf16" else 4)
+        specimen = attention_specimen(kernels[name], dim, dtype, tile, dropout=more, CAUSAL=more)
+        found[name, specimen.label] = specimen
     return list(found.values())
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blip_fast.data.packing import PackedTexts
-from blip_fast.ops import cross_attention, group_rows, linear_cross_entropy
+from blip_fast.ops import cross_attention, group_rows, linear_cross_entropy, packed_self_attention
 from blip_fast.reference.decoder import TextDecoder
 from blip_fast.reference.row_groups import RowGroups
 from blip_fast.reference.text import AttentionCore, TextAttention, TextEmbeddings, TextEncoder, TextLayer
@@ -60,21 +60,10 @@ class Stream:
     causal: bool = False
     first_only: bool = False
 
-    def __post_init__(self) -> None:
-        self.rows, self.packed_rows = self.texts.padded_rows(), self.texts.packed_rows()
-        # (S, 1, 1, N), or (S, 1, N, N) with earlier tokens only
-        self.mask = self.texts.padded_mask()[:, None, None]
-        if self.causal:
-            width = self.texts.max_length
-            self.mask = self.mask & torch.ones(width, width, dtype=torch.bool, device=self.mask.device).tril()
-
     def pad(self, states: Tensor) -> Tensor:
         """(T, H, D) -> (S, H, N, D), with anything behind the end of a text."""
-        return states.index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape).transpose(1, 2)
-
-    def unpad(self, states: Tensor) -> Tensor:
-        """(S, H, N, D) -> (T, H * D)."""
-        return states.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, self.packed_rows)
+        rows = self.texts.padded_rows()
+        return states.index_select(0, rows.flatten()).unflatten(0, rows.shape).transpose(1, 2)
 
 
 def encoder_stream(
@@ -144,27 +133,31 @@ def run_layers(
 
 
 def self_attention(module: TextAttention, stream: Stream, dropout: AttentionDropout) -> Tensor:
-    """Self-attention sub-layer for all tokens, (T, width).
-
-    Texts are short: with queries, keys and values padded, torch's dense attention costs less than the copies around it.
-    """
+    """Self-attention sub-layer for all tokens, (T, width)."""
     query, key, value = (
-        stream.pad(split_heads(linear(stream.hidden), module.self.heads))
+        split_heads(linear(stream.hidden), module.self.heads)
         for linear in (module.self.query, module.self.key, module.self.value)
     )
-    attended = F.scaled_dot_product_attention(query, key, value, stream.mask, dropout.probability)
-    return module.output(stream.unpad(attended), stream.hidden)
+    texts = stream.texts
+    attended = packed_self_attention(
+        query, key, value, texts.cu_seqlens, texts.max_length, stream.causal, **dropout.arguments()
+    )
+    return module.output(attended.flatten(1), stream.hidden)
 
 
 def self_attention_first(module: TextAttention, stream: Stream, dropout: AttentionDropout) -> Tensor:
-    """Self-attention sub-layer for the first token of each text, which sees the whole text: (S, width)."""
+    """Self-attention sub-layer for the first token of each text, which sees the whole text: (S, width).
+
+    One query a text: keys and values are padded for torch's dense attention.
+    """
     first = stream.hidden.index_select(0, stream.texts.first_rows)
     query = split_heads(module.self.query(first), module.self.heads)[:, :, None]
     key, value = (
         stream.pad(split_heads(linear(stream.hidden), module.self.heads))
         for linear in (module.self.key, module.self.value)
     )
-    attended = F.scaled_dot_product_attention(query, key, value, stream.mask, dropout.probability)
+    mask = stream.texts.padded_mask()[:, None, None]
+    attended = F.scaled_dot_product_attention(query, key, value, mask, dropout.probability)
     return module.output(attended.flatten(1), first)
 
 

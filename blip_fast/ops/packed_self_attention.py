@@ -98,9 +98,9 @@ def _check(
 
 
 def _fake(query: Tensor, key: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
-    tokens, heads, dim = query.shape[0], *query.shape[-2:]
-    statistics = query.new_empty((tokens, heads, 2), dtype=torch.promote_types(query.dtype, torch.float32))
-    return query.new_empty(tokens, heads, dim), statistics
+    shape = (query.shape[0], *query.shape[-2:])
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    return query.new_empty(shape), query.new_empty((*shape[:2], 2), dtype=dtype)
 
 
 def _fake_backward(grad_out: Tensor, query: Tensor, key: Tensor | None, *args: Any) -> Tensor:
