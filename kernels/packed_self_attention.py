@@ -24,9 +24,8 @@ from blip_fast.kernels.attention import (
     online_softmax,
     precision,
     softmax_shift,
-    tile_by_rule,
-    tile_for,
 )
+from blip_fast.kernels.tiles import Job, tile_by_rule, tile_for
 from blip_fast.reference.packed_self_attention import split_heads
 
 
@@ -312,7 +311,7 @@ def _specimens() -> list[Specimen]:
     for name, size, dtype, (dim, more) in itertools.product(
         kernels, (32, 64), ("bf16", "fp32"), ((64, False), (64, True), (128, True))
     ):
-        tile = tile_by_rule(name, size, dim, 2 if dtype == "bf16" else 4)
+        tile = tile_by_rule(Job(name, size, dim, 2 if dtype == "bf16" else 4))
         specimen = attention_specimen(kernels[name], dim, dtype, tile, dropout=more, CAUSAL=more)
         found[name, specimen.label] = specimen
     return list(found.values())
