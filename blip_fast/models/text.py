@@ -16,16 +16,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blip_fast.data.packing import PackedTexts
-from blip_fast.ops import cross_attention, group_rows, linear_cross_entropy, packed_self_attention
+from blip_fast.ops import (
+    cross_attention,
+    dropout_add_layer_norm,
+    group_rows,
+    linear_cross_entropy,
+    packed_self_attention,
+)
 from blip_fast.reference.decoder import TextDecoder
 from blip_fast.reference.row_groups import RowGroups
-from blip_fast.reference.text import AttentionCore, TextAttention, TextEmbeddings, TextEncoder, TextLayer
+from blip_fast.reference.text import (
+    AttentionCore,
+    ResidualOutput,
+    TextAttention,
+    TextEmbeddings,
+    TextEncoder,
+    TextLayer,
+)
 
 NO_IMAGE = -1
 
 
 class AttentionDropout:
-    """Dropout of attention probabilities in one forward pass: a Philox seed, and an offset for every attention."""
+    """Dropout of attention probabilities in one forward pass: a Philox seed, and an offset for every attention.
+
+    Dropout of hidden states takes its offsets from it too.
+    """
 
     def __init__(self, probability: float, device: torch.device) -> None:
         self.probability = probability
@@ -34,10 +50,14 @@ class AttentionDropout:
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the next attention."""
+        return {} if self.seed is None else {"dropout_p": self.probability, **self.draw()}
+
+    def draw(self) -> dict[str, Any]:
+        """Seed and offset of the next operation that drops; none where attention drops nothing: it draws a seed itself."""
         if self.seed is None:
             return {}
         self.offset += 1
-        return {"dropout_p": self.probability, "seed": self.seed, "offset": self.offset}
+        return {"seed": self.seed, "offset": self.offset}
 
 
 @dataclass
@@ -126,7 +146,7 @@ def run_layers(
         hidden = streams[0].hidden if len(streams) == 1 else torch.cat([stream.hidden for stream in streams])
         if look is not None:
             hidden = look(layer, hidden, layouts[last])
-        hidden = layer.output(layer.intermediate(hidden), hidden)
+        hidden = residual_output(layer.output, layer.intermediate(hidden), hidden, dropout)
         for stream, part in zip(streams, hidden.split(sizes), strict=True):
             stream.hidden = part
     return [stream.hidden for stream in streams]
@@ -142,7 +162,7 @@ def self_attention(module: TextAttention, stream: Stream, dropout: AttentionDrop
     attended = packed_self_attention(
         query, key, value, texts.cu_seqlens, texts.max_length, stream.causal, **dropout.arguments()
     )
-    return module.output(attended.flatten(1), stream.hidden)
+    return residual_output(module.output, attended.flatten(1), stream.hidden, dropout)
 
 
 def self_attention_first(module: TextAttention, stream: Stream, dropout: AttentionDropout) -> Tensor:
@@ -158,7 +178,16 @@ def self_attention_first(module: TextAttention, stream: Stream, dropout: Attenti
     )
     mask = stream.texts.padded_mask()[:, None, None]
     attended = F.scaled_dot_product_attention(query, key, value, mask, dropout.probability)
-    return module.output(attended.flatten(1), first)
+    return residual_output(module.output, attended.flatten(1), first, dropout)
+
+
+def residual_output(module: ResidualOutput, hidden: Tensor, residual: Tensor, dropout: AttentionDropout) -> Tensor:
+    """The end of a sub-layer for rows (R, width): linear, dropout, residual sum, LayerNorm."""
+    norm, probability = module.LayerNorm, module.dropout.p if module.training else 0.0
+    numbers = dropout.draw() if probability > 0 else {}
+    return dropout_add_layer_norm(
+        module.dense(hidden), residual, norm.weight, norm.bias, norm.eps, probability, **numbers
+    )
 
 
 @dataclass(frozen=True)
@@ -204,9 +233,8 @@ class LookAt:
 
     def __call__(self, layer: TextLayer, hidden: Tensor, layout: Layout) -> Tensor:
         module = layer.crossattention
-        return module.output(
-            attend_states(module.self, hidden, self.states, layout, self.dropout, self.lengths), hidden
-        )
+        attended = attend_states(module.self, hidden, self.states, layout, self.dropout, self.lengths)
+        return residual_output(module.output, attended, hidden, self.dropout)
 
 
 def attend_states(
