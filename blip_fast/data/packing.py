@@ -87,12 +87,6 @@ class PackedTexts:
         columns = torch.arange(self.max_length, device=self.cu_seqlens.device)
         return columns < self.cu_seqlens.diff()[:, None]
 
-    def packed_rows(self) -> Tensor:
-        """(T,) row of each token in the flattened padded form (S * max_length)."""
-        rows = torch.arange(self.input_ids.shape[0], device=self.cu_seqlens.device, dtype=torch.int32)
-        text = torch.searchsorted(self.cu_seqlens[1:], rows, right=True).clamp(max=len(self) - 1)
-        return text * self.max_length + self.positions.clamp(max=self.max_length - 1)
-
     def unpack(self, values: Tensor) -> Tensor:
         """Rows (T, ...) -> (S, max_length, ...), 0 behind the end of each text."""
         rows, mask = self.padded_rows(), self.padded_mask()
