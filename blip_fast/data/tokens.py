@@ -53,6 +53,49 @@ def tokenize(texts: Sequence[str], use: Use, tokenizer: PreTrainedTokenizerBase 
     return tokens.input_ids, tokens.attention_mask
 
 
+@dataclass(frozen=True)
+class TextEncoder:
+    """Turns one text into a list of token ids, [CLS] first and [SEP] last, cut as published for its use.
+
+    Attributes:
+        use: what the text is for.
+        tokenizer: None for BLIP's own.
+        max_tokens: None for the published length.
+    """
+
+    use: Use
+    tokenizer: PreTrainedTokenizerBase | None = None
+    max_tokens: int | None = None
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of a text, or None."""
+        return RULES[self.use].max_length if self.max_tokens is None else self.max_tokens
+
+    @property
+    def width(self) -> int:
+        """What texts are padded to; ValueError where the length is not fixed."""
+        if self.limit is None:
+            raise ValueError(f"texts for {self.use!r} have no greatest length; expected max_tokens")
+        return self.limit
+
+    def __call__(self, text: str) -> list[int]:
+        return self.encode([text])[0]
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of several texts."""
+        tokenizer = self.tokenizer or cached_tokenizer()
+        tokens = tokenizer(
+            list(texts),
+            truncation=self.limit is not None,
+            max_length=self.limit,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        ids: list[list[int]] = tokens["input_ids"]
+        return ids
+
+
 def dialogue_text(utterances: Sequence[str]) -> str:
     """A dialogue's utterances, oldest first, as one text; the tokenizer puts the last [SEP]."""
     return f" {cached_tokenizer().sep_token} ".join(strings_of(utterances))

@@ -30,8 +30,13 @@ def generate(
         options: how they are generated.
         config: the model's.
 
-    Raises ValueError where a prompt is as long as ``options.max_length``, or seeds are not as many as prompts.
+    Raises ValueError where a prompt is as long as ``options.max_length``, this is more than the model's positions, or seeds are
+    not as many as prompts.
     """
+    if options.max_length > config.max_position_embeddings:
+        raise ValueError(
+            f"max_length={options.max_length}; expected at most max_position_embeddings={config.max_position_embeddings}"
+        )
     limits = Limits.of(options, config)
     copies = options.num_return_sequences if options.do_sample else options.num_beams
     session = DecodingSession(decoder, states, copies, options.max_length)

@@ -47,7 +47,7 @@ class BlipCaptioner(ReferenceCaptioner):
         own = torch.arange(len(texts), device=states.device)
         stream = decoder_stream(self.text_decoder, texts, own)
         layers = self.text_decoder.bert.encoder.layer
-        (decoded,) = run_layers(layers, [stream], dropout, LookAt(states, dropout))
+        (decoded,) = run_layers(layers, [stream], dropout, LookAt(states))
         labels = texts.next_tokens(prompt_length)
         return CaptionOutput(token_losses(self.text_decoder, decoded, labels, self.config.label_smoothing, "mean"))
 

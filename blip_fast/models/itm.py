@@ -35,7 +35,7 @@ class BlipITM(ReferenceITM):
         states = image_states(self.visual_encoder, image)
         dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, image.device)
         stream = encoder_stream(self.text_encoder, texts, image_of_text)
-        return self.itm_head(run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states, dropout))[0])
+        return self.itm_head(run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states))[0])
 
     def itc(self, image: Tensor, input_ids: Texts, attention_mask: Tensor | None = None) -> Tensor:
         """Cosine similarities (B, S) of all images (B, 3, S, S) with all texts, ids and mask (S, N), or strings."""

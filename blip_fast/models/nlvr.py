@@ -39,7 +39,7 @@ class BlipNLVR(ReferenceNLVR):
         own = torch.arange(len(texts), device=states.device)
         stream = encoder_stream(self.text_encoder, texts, own)
         first, second = states.chunk(2)
-        look = LookAtPair(first, second, dropout)
+        look = LookAtPair(first, second)
         logits = self.cls_head(run_layers(self.text_encoder.encoder.layer, [stream], dropout, look)[0])
         return NLVROutput(None if labels is None else F.cross_entropy(logits, labels), logits)
 
@@ -50,15 +50,14 @@ class LookAtPair:
 
     first: Tensor
     second: Tensor
-    dropout: AttentionDropout
 
     @property
     def images(self) -> int:
         """B."""
         return self.first.shape[0]
 
-    def __call__(self, layer: TextLayer, hidden: Tensor, layout: Layout) -> Tensor:
+    def __call__(self, layer: TextLayer, hidden: Tensor, layout: Layout, dropout: AttentionDropout) -> Tensor:
         module = layer.crossattention
-        left = attend_states(module.self0, hidden, self.first, layout, self.dropout)
-        right = attend_states(module.self1, hidden, self.second, layout, self.dropout)
+        left = attend_states(module.self0, hidden, self.first, layout, dropout)
+        right = attend_states(module.self1, hidden, self.second, layout, dropout)
         return module.output(left, right, hidden)

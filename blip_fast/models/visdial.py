@@ -66,7 +66,7 @@ class BlipVisDial(ReferenceVisDial):
         states = image_states(self.visual_encoder, image)
         caption_states = self.caption_proj(captions.unpack(hidden))
         lengths = captions.cu_seqlens.diff() + states.shape[1]
-        return LookAt(torch.cat([states, caption_states], dim=1), dropout, lengths)
+        return LookAt(torch.cat([states, caption_states], dim=1), lengths)
 
     def packed_answers(
         self,
