@@ -105,11 +105,11 @@ def to_normalised(picture: Image.Image | NDArray[np.uint8]) -> torch.Tensor:
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
     """Pixels (..., 3, H, W) uint8 -> normalised float32, bit for bit as published."""
     values = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    return values.sub_(_column(IMAGE_MEAN)).div_(_column(IMAGE_STD))
+    return values.sub_(_column(IMAGE_MEAN, values.device)).div_(_column(IMAGE_STD, values.device))
 
 
-def _column(values: tuple[float, float, float]) -> torch.Tensor:
-    return torch.tensor(values).view(3, 1, 1)
+def _column(values: tuple[float, float, float], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def _check(image_size: int, pixels: str) -> None:
