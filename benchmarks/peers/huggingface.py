@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from blip_fast import reference
-from blip_fast.checkpoints.huggingface import hf_config
+from blip_fast.checkpoints.huggingface import hf_config, hf_name
 
 
 class HuggingFaceMatching(nn.Module):
@@ -32,3 +34,16 @@ class HuggingFaceMatching(nn.Module):
             encoder_attention_mask=image_mask,
         ).last_hidden_state
         return self.itm_head(hidden[:, 0])
+
+
+def hugging_face_captioner(model: reference.BlipCaptioner) -> Any:
+    """Transformers' `BlipForConditionalGeneration` on the parameters of ``model``."""
+    from transformers import BlipForConditionalGeneration
+    from transformers.models.blip.configuration_blip import BlipConfig
+
+    captioner = BlipForConditionalGeneration(BlipConfig(**hf_config(model.config, "caption")))
+    state = {hf_name(name): tensor for name, tensor in model.named_parameters(remove_duplicate=False)}
+    missing, unexpected = captioner.load_state_dict(state, strict=False, assign=True)
+    if unexpected or any("position_ids" not in name for name in missing):
+        raise RuntimeError(f"transformers' captioner lacks {unexpected} and has {missing} besides")
+    return captioner

@@ -95,6 +95,8 @@ class DecodingSession:
         """Go on with texts ``rows`` only, in that order."""
         self.slots, self.lengths = self.slots.index_select(0, rows), self.lengths.index_select(0, rows)
         self.ancestry, self.image_of_row = self.ancestry.index_select(0, rows), self.image_of_row.index_select(0, rows)
+        self.longest = int(self.lengths.max())
+        self.uniform = bool((self.lengths == self.longest).all())
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Word plus position embeddings, normalised; tokens and positions have any shape."""

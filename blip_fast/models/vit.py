@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blip_fast.ops import cross_attention
 from blip_fast.ops.linear import linear_layer
 from blip_fast.reference.vit import Block, Mlp, SelfAttention, VisionTransformer
 
@@ -46,8 +48,20 @@ def self_attention(module: SelfAttention, hidden: Tensor, class_only: bool) -> T
         query, key, value = (
             linear_layer(module.qkv, hidden).view(batch, length, 3, heads, depth).permute(2, 0, 3, 1, 4).unbind(0)
         )
-    attended = F.scaled_dot_product_attention(query, key, value)
-    return linear_layer(module.proj, attended.transpose(1, 2).flatten(2))
+    return linear_layer(module.proj, attend(query, key, value))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of query (B, H, n, D) to key and value (B, H, L, D): (B, n, H * D).
+
+    On a CPU and without gradient by `cross_attention`, whose kernel takes two thirds of the time of torch's.
+    """
+    if torch.is_grad_enabled() or query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    images, _, rows, _ = query.shape
+    query, key, value = (states.transpose(1, 2) for states in (query, key, value))
+    bounds = torch.arange(0, images * rows + 1, rows, dtype=torch.int32)
+    return cross_attention(query.flatten(0, 1), key, value, bounds, torch.arange(images)).view(images, rows, -1)
 
 
 def mlp(module: Mlp, hidden: Tensor) -> Tensor:
