@@ -18,7 +18,7 @@ from fastapi import FastAPI, Request, Response
 from PIL import Image
 
 from blip_fast.data.demo_pairs import demo_root
-from blip_fast.data.pairs import BrokenImageError
+from blip_fast.data.pictures import BrokenSampleError
 from blip_fast.inference.checkpoint import DEMO_FOLDER
 from blip_fast.inference.page_models import PageModel, PageModels
 from blip_fast.inference.pictures import MAX_BYTES
@@ -170,7 +170,7 @@ def answered(path: str | None, work: Callable[[str], Any]) -> Any:
     """What ``work`` makes of a picture; what is wrong with it becomes a message on the page."""
     try:
         return work(needed(path, "a picture"))
-    except (BrokenImageError, ValueError) as error:
+    except (BrokenSampleError, ValueError) as error:
         raise gr.Error(html.escape(str(error)), print_exception=False) from error
 
 
