@@ -138,11 +138,8 @@ def to_normalised(picture: Image.Image | NDArray[np.uint8]) -> torch.Tensor:
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
     """Pixels (..., 3, H, W) uint8 -> normalised float32, bit for bit as published."""
     values = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    return values.sub_(_column(IMAGE_MEAN)).div_(_column(IMAGE_STD))
-
-
-def _column(values: tuple[float, float, float]) -> torch.Tensor:
-    return torch.tensor(values).view(3, 1, 1)
+    mean, deviation = (torch.tensor(three, device=pixels.device).view(3, 1, 1) for three in (IMAGE_MEAN, IMAGE_STD))
+    return values.sub_(mean).div_(deviation)
 
 
 def _check(image_size: int, pixels: str) -> None:
