@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
 from blip_fast.data.pictures import BrokenSampleError
-from blip_fast.data.transforms import IMAGE_MEAN, IMAGE_STD
+from blip_fast.data.transforms import normalise
 from blip_fast.inference.inputs import Input, InputError, Inputs, is_address
 
 MAX_PIXELS = 89_478_485  # PIL's own limit: larger pictures are mostly made to fill memory
@@ -95,8 +95,7 @@ def picture_batches(
 
 def normalised(pixels: Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """Pixels (B, 3, S, S) uint8 -> what the model takes, to the bit that of ``data.transforms.eval_transform``."""
-    values = v2.functional.to_dtype(pixels.to(device, non_blocking=True), torch.float32, scale=True)
-    return v2.functional.normalize(values, list(IMAGE_MEAN), list(IMAGE_STD)).to(dtype)
+    return normalise(pixels.to(device, non_blocking=True)).to(dtype)
 
 
 def read_picture(item: Input) -> Image.Image:
