@@ -9,11 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-<<<<<<< HEAD
-.PHONY: setup native demo train-demo test lint format bench bench-models clean
-=======
-.PHONY: setup native demo test lint format bench bench-full clean
->>>>>>> main
+.PHONY: setup native demo train-demo test lint format bench bench-full clean
 
 demo: native
 	$(BIN)/blip-fast demo

@@ -94,7 +94,7 @@ def score_histogram(true: Sequence[float], false: Sequence[float]) -> str:
 
 def line_plot(x: Sequence[float], lines: Mapping[str, Sequence[float]], title: str, x_label: str = "epoch") -> str:
     """One or more named lines over ``x``; a legend where there is more than one. Values that are no numbers leave gaps."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.2, 2.5), layout="constrained")
         axes = figure.subplots()
         for (name, values), color in zip(lines.items(), itertools.cycle((ACCENT, _MUTED))):
@@ -105,7 +105,7 @@ def line_plot(x: Sequence[float], lines: Mapping[str, Sequence[float]], title: s
         axes.set_xlabel(x_label)
         if len(lines) > 1:
             axes.legend(frameon=False)
-        return _to_svg(figure)
+        return to_svg(figure)
 
 
 def plain_text(text: str) -> str:
