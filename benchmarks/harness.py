@@ -46,7 +46,7 @@ def run_case(benchmark: str, case: Case, setting: Setting, machine: MachineLimit
     input_sets = make_input_sets(case, setting.device)
     failures = start_variants(case.variants, input_sets[0])
     running = [variant for variant in case.variants if variant.unavailable is None and variant.name not in failures]
-    measured = _measure(running, input_sets, setting) if running else {}
+    measured = _measure(running, input_sets, setting, case.min_rounds) if running else {}
     del input_sets
     gc.collect()
     limits = before.best(machine.measure(case.dtype, case.flops, case.bytes))
@@ -116,10 +116,10 @@ def _reached(aim: Aim, case: Case, ours: Measurement, other: Measurement | None,
 
 
 def _measure(
-    variants: Sequence[Variant], input_sets: Sequence[tuple[Any, ...]], setting: Setting
+    variants: Sequence[Variant], input_sets: Sequence[tuple[Any, ...]], setting: Setting, min_rounds: int
 ) -> dict[str, Measurement]:
     clock = clock_for(setting.device)
-    times = time_interleaved(variants, input_sets, clock, setting.seconds)
+    times = time_interleaved(variants, input_sets, clock, setting.seconds, min_rounds)
     peaks = [_peak(variant, input_sets[0], setting.device) for variant in variants]
     graphs, failures = _capture([v for v in variants if v.cuda_graph], input_sets[0], setting.device)
     graph_times: Iterable[NDArray[np.float64]] = ()

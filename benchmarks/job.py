@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+MIN_ROUNDS = 5
 ROLES = ("baseline", "ours", "peer")
 AIM_OVER = {"memory": "the name of a variant", "items": "None"}
 
@@ -107,7 +108,8 @@ class Case:
     for each tensor.
     ``flops`` and ``bytes`` are what the job must do: the fewest operations, and each input read once and each output
     written once. ``dtype`` names the matrix-product rate that ``flops`` are held against. ``items`` is what a call gets
-    done, such as ``(75, "pairs")``; the table then has a column of pairs per second.
+    done, such as ``(75, "pairs")``; the table then has a column of pairs per second. ``min_rounds`` are timed however long
+    they take.
     ``size``: for a case of a sweep, the quantity that varies and its value, such as ``("queue", 57600)``.
     """
 
@@ -123,6 +125,7 @@ class Case:
     items: tuple[int, str] | None = None
     input_sets: int | None = None
     size: tuple[str, float] | None = None
+    min_rounds: int = MIN_ROUNDS
 
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]

@@ -92,6 +92,27 @@ def score_histogram(true: Sequence[float], false: Sequence[float]) -> str:
         return to_svg(figure)
 
 
+def match_histograms(counts: Mapping[str, Sequence[int]], threshold: float) -> str:
+    """How matching probabilities are spread, from the counts of equal bins over [0, 1] for each kind of text.
+
+    Bins from the threshold on are in full colour.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.4, 2.4 * len(counts)), layout="constrained")
+        rows = figure.subplots(len(counts), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (name, bins) in zip(rows, counts.items(), strict=True):
+            share = [100 * count / max(sum(bins), 1) for count in bins]
+            left = [number / len(bins) for number in range(len(bins))]
+            colours = [ACCENT if edge + 0.5 / len(bins) >= threshold else _MUTED for edge in left]
+            axes.bar(left, share, width=1 / len(bins), align="edge", color=colours, edgecolor="white", linewidth=0.5)
+            axes.axvline(threshold, color=_INK, linewidth=1, linestyle="--")
+            axes.set_title(f"{sum(bins):,} {name}", loc="left", fontsize=10, fontweight="bold")
+            axes.set_ylabel("%")
+            axes.set_xlim(0, 1)
+        axes.set_xlabel("probability that picture and text match")
+        return to_svg(figure)
+
+
 def line_plot(x: Sequence[float], lines: Mapping[str, Sequence[float]], title: str, x_label: str = "epoch") -> str:
     """One or more named lines over ``x``; a legend where there is more than one. Values that are no numbers leave gaps."""
     with mpl.rc_context(STYLE):

@@ -18,7 +18,7 @@ from blip_fast.data.pretrain import PretrainData
 from blip_fast.data.tokenizer import load_tokenizer, restrict_vocabulary
 from blip_fast.data.transforms import eval_transform
 from blip_fast.models import BlipCaptioner, BlipPretrain
-from blip_fast.tasks.base import RunContext
+from blip_fast.tasks.base import RunContext, Task
 from blip_fast.tasks.evaluation.pairs import encode_pairs, matching_logits, recalls, retrieval_scores
 from blip_fast.tasks.pictures import training_pictures
 from blip_fast.tasks.pretrain import PretrainTask
@@ -139,7 +139,7 @@ def demo_settings(steps: int, pairs: int = _TRAIN_PAIRS) -> PretrainSettings:
     )
 
 
-def train_demo(task: DemoTask, model: BlipPretrain, show: Show) -> MetricLog:
+def train_demo(task: Task[Any, Any], model: torch.nn.Module, show: Show) -> MetricLog:
     """Train ``model``; returns the losses of all steps."""
     trainer = Trainer(model, task.losses, task.settings, task.to_device)
     data, reader, log = task.train_data(), LossReader(), MetricLog()

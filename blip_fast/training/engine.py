@@ -29,6 +29,7 @@ from blip_fast.training.logs import HISTORY, LOG, append_line, forget_from, log_
 from blip_fast.training.loop import epoch_batches, train_steps
 from blip_fast.training.losses import LossReader, NonFiniteLossError, save_bad_step
 from blip_fast.training.meters import MetricLog
+from blip_fast.training.precision import Precision
 from blip_fast.training.seeding import seed_everything, unchanged_random_state
 from blip_fast.training.signals import raise_on_sigterm
 from blip_fast.training.trainer import Trainer
@@ -110,7 +111,7 @@ class Engine:
             self.data = self.task.train_data()
             self._count_bad()
             self._say(f"number of training samples: {len(self.data)}")
-            watch = Watch(self.task, self.trainer, self.samples_per_step, self.options.profile)
+            watch = Watch(self.task, self.trainer, self.samples_per_step, self.place.steps, self.options.profile)
         self.flag = SharedFlag()
         with raise_on_sigterm(self.flag), watch:
             for epoch in range(self.place.epoch, self.settings.max_epoch):
@@ -210,10 +211,11 @@ class Engine:
         if self.routine.final_splits:
             for split in self.routine.final_splits:
                 self._evaluate(self.trainer.model, split, None)
-        if self.context.is_main:
-            if self.routine.ends_with_best_epoch:
-                append_line(self.folder / LOG, f"best epoch: {self.best.best_epoch}")
-            self._write_samples(self.trainer.model)
+        with self.trainer.parallel.whole():
+            if self.context.is_main:
+                self._write_samples(self.trainer.model)
+        if self.context.is_main and self.routine.ends_with_best_epoch:
+            append_line(self.folder / LOG, f"best epoch: {self.best.best_epoch}")
 
     # Evaluation
 
@@ -238,13 +240,18 @@ class Engine:
         with contextlib.ExitStack() as stack:
             stack.enter_context(unchanged_random_state())
             stack.enter_context(torch.no_grad())
+            stack.enter_context(Precision(self.settings.precision, self.context.device).autocast())
             if trainer is not None:
                 stack.enter_context(trainer.parallel.whole())
             model.eval()
             return self.task.evaluate(model, split, epoch)
 
     def _write_samples(self, model: nn.Module) -> None:
-        with torch.no_grad(), unchanged_random_state():
+        with (
+            torch.no_grad(),
+            unchanged_random_state(),
+            Precision(self.settings.precision, self.context.device).autocast(),
+        ):
             samples = self.task.samples(model.eval())
         if samples:
             resume.write_text(self.folder / "samples.json", json.dumps(samples, indent=1) + "\n")

@@ -33,7 +33,7 @@ class RunSettings(BaseModel):
         deterministic: only algorithms that repeat to the bit on a GPU, where torch has them (slower).
         recompute: what ``vit_grad_ckpt`` computes again: "full", as published, or "selective", which keeps products.
         compile: mode of `torch.compile` ("default", "reduce-overhead" with CUDA graphs, "max-autotune"); "" for none.
-        accumulate: batches per optimizer step.
+        accumulate: batches per optimizer step. Queues take in every batch; momentum copies move once a step.
         clip_norm: largest norm of all gradients together; 0 does not clip, as published.
         strategy: "ddp" has a copy of everything on each rank; "fsdp" shards weights, momentum copies and optimizer state.
         workers: processes of each rank that load data.

@@ -29,15 +29,18 @@ class Watch:
     Args:
         task, trainer: of the run.
         samples: that one optimizer step takes, on all ranks.
+        first_step: of the run, where it goes on.
         profile: whether to write a trace of three steps to ``profile/`` in the output folder.
     """
 
-    def __init__(self, task: Task[Any, Any], trainer: Trainer[Any], samples: int, profile: bool = False) -> None:
+    def __init__(
+        self, task: Task[Any, Any], trainer: Trainer[Any], samples: int, first_step: int = 0, profile: bool = False
+    ) -> None:
         self.settings, self.context = task.settings, task.context
         self.trainer, self.samples = trainer, samples
         self._stack = contextlib.ExitStack()
         self._progress: TrainingProgress | None = None
-        self._board = self._open_board() if self.context.is_main and self.settings.tensorboard else None
+        self._board = self._open_board(first_step) if self.context.is_main and self.settings.tensorboard else None
         self._profiler = self._make_profiler() if profile else None
         self._counts = self.context.is_main and not self.settings.compile
 
@@ -112,10 +115,11 @@ class Watch:
             for name, value in values.items():
                 self._board.add_scalar(f"train/{name}", value, self._steps_before + report.step)
 
-    def _open_board(self) -> Any:
+    def _open_board(self, first_step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self.context.output_dir / "tensorboard"))
+        # what an interrupted run wrote of the steps that are taken again is hidden
+        return SummaryWriter(str(self.context.output_dir / "tensorboard"), purge_step=first_step or None)
 
     def _make_profiler(self) -> torch.profiler.profile:
         folder = self.context.output_dir / "profile"

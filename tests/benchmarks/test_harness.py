@@ -11,7 +11,7 @@ import torch
 
 from blip_fast.benchmarks import harness, timing
 from blip_fast.benchmarks.check import answer_error, check_variants
-from blip_fast.benchmarks.job import Aim, Case, Variant
+from blip_fast.benchmarks.job import Aim, Case, Setting, Variant
 from blip_fast.benchmarks.limits import Limits
 from blip_fast.benchmarks.table import describe_aim
 from tests.benchmarks.common import CPU, SETTING, double, inputs, small_case
@@ -218,3 +218,11 @@ def test_declarations_are_checked():
         small_case(aims=(Aim(1.0, of="items"),))
     assert dataclasses.is_dataclass(small_case())
     assert inputs(0)[0].shape == (1000,)
+
+
+def test_a_case_says_how_many_rounds_are_enough(monkeypatch):
+    setting = Setting(CPU)
+    monkeypatch.setattr(Setting, "seconds", 0.0)
+    case = dataclasses.replace(small_case(), min_rounds=2)
+    result = harness.run_case("small", case, setting, FixedLimits())
+    assert [row.time.runs for row in result.rows] == [2, 2]
