@@ -44,7 +44,7 @@ class EnoughSteps(Exception):
 class MeasuredTask(PretrainTask):
     """Pre-training that takes a bare step after each of the launcher's, on the same batch, and times both."""
 
-    engine: Engine[Any]
+    engine: Engine
     batch: Any = None
     resumed = 0.0
 
