@@ -1,6 +1,6 @@
 """What the launcher adds to a step: `blip-fast train pretrain` with everything that watches it, against the bare model step.
 
-    python -m benchmarks.models.launcher_overhead --output benchmarks/results/launcher_overhead.json
+    python -m blip_fast.benchmarks.models.launcher_overhead --output benchmarks/results/launcher_overhead.json
 
 Both kinds of step take turns in one run, on the same model, optimizer and batches. The launcher's step has all that it does
 between two forward passes: waiting for data (made in the same process, decoded and augmented), schedules, momentum, counting of
@@ -23,8 +23,6 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from benchmarks.environment import machine, versions
-from benchmarks.stats import ratio_interval, summarize
 from blip_fast.checkpoints.files import write_atomically
 from blip_fast.data.demo_pairs import demo_root
 from blip_fast.tasks.base import RunContext
@@ -32,6 +30,9 @@ from blip_fast.tasks.pretrain import PretrainTask
 from blip_fast.training.distributed import Rank, find_device
 from blip_fast.training.engine import Engine, RunOptions
 from blip_fast.training.settings import PretrainSettings
+
+from ..environment import machine, versions
+from ..stats import ratio_interval, summarize
 
 AIM = 1.03
 WARM_UP = 2  # steps of each kind that do not count

@@ -17,11 +17,12 @@ from torchvision import transforms
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import InterpolationMode, v2
 
-from benchmarks.job import Aim, Case, Setting, Variant
 from blip_fast.data.demo_pairs import demo_root
 from blip_fast.data.pictures import decode_picture
 from blip_fast.data.sampling import seeded
 from blip_fast.data.transforms import IMAGE_MEAN, IMAGE_STD, PRETRAIN_SCALE, PixelMode, train_transform
+
+from ..job import Aim, Case, Setting, Variant
 
 PLACE = 90
 COCO, CAMERA = (640, 480), (2048, 1536)

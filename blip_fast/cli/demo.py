@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    import torch
+from blip_fast.cli.options import checked_device
 
+if TYPE_CHECKING:
     from blip_fast.tasks.demo import DemoResult
 
 
@@ -50,19 +50,6 @@ def command(steps: int | None, device: str, backend: str | None, seed: int, outp
     write_results(result, output, environment(chosen, backend))
     console.print(summary(result), highlight=False)
     console.print(f"{time.perf_counter() - started:.0f} s. The page to look at: [bold]{output / 'report.html'}[/bold]")
-
-
-def checked_device(name: str) -> torch.device:
-    """The torch device of that name, if this machine has it."""
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise click.BadParameter(f"{name!r} cannot be used here: {reason}", param_hint="--device") from error
-    return device
 
 
 def enter_backend(stack: contextlib.ExitStack, name: str | None) -> None:

@@ -56,6 +56,20 @@ class PackedTexts:
         """The same texts, the first token replaced by the task's: [ENC] or [DEC] in place of [CLS]."""
         return replace(self, input_ids=self.input_ids.index_fill(0, self.first_rows, token_id))
 
+    def with_capacity(self, rows: int, max_length: int) -> PackedTexts:
+        """The same texts in ``rows`` rows, the last of them fill, with an upper bound of lengths given by the caller.
+
+        Batches then have one shape, whatever their lengths: for CUDA graphs and compiled code.
+        """
+        fill = rows - self.input_ids.shape[0]
+        if fill < 0 or max_length < self.max_length:
+            raise ValueError(
+                f"rows={rows}, max_length={max_length} for {self.input_ids.shape[0]} rows and texts of up to "
+                f"{self.max_length} tokens; expected at least as many"
+            )
+        ids, positions = F.pad(self.input_ids, (0, fill)), F.pad(self.positions, (0, fill))
+        return replace(self, input_ids=ids, positions=positions, max_length=max_length, exact=self.exact and fill == 0)
+
     def next_tokens(self, prompt_length: int = 0) -> Tensor:
         """(T,) label of each row: the token after it; -100 in fill, at the end of a text, and for the prompt's tokens."""
         following_rows = torch.arange(1, self.input_ids.shape[0] + 1, device=self.input_ids.device, dtype=torch.int32)
@@ -72,12 +86,6 @@ class PackedTexts:
         """(S, max_length), True for tokens and False behind the end of a text."""
         columns = torch.arange(self.max_length, device=self.cu_seqlens.device)
         return columns < self.cu_seqlens.diff()[:, None]
-
-    def packed_rows(self) -> Tensor:
-        """(T,) row of each token in the flattened padded form (S * max_length)."""
-        rows = torch.arange(self.input_ids.shape[0], device=self.cu_seqlens.device, dtype=torch.int32)
-        text = torch.searchsorted(self.cu_seqlens[1:], rows, right=True).clamp(max=len(self) - 1)
-        return text * self.max_length + self.positions.clamp(max=self.max_length - 1)
 
     def unpack(self, values: Tensor) -> Tensor:
         """Rows (T, ...) -> (S, max_length, ...), 0 behind the end of each text."""

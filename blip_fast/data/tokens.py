@@ -37,13 +37,13 @@ RULES: dict[Use, Rule] = {
 }
 
 
-def tokenize(texts: Sequence[str], use: Use) -> tuple[Tensor, Tensor]:
+def tokenize(texts: Sequence[str], use: Use, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[Tensor, Tensor]:
     """Ids and attention mask (S, N) int64 of texts, [CLS] first, [SEP] last, right-padded with 0.
 
-    Raises what :func:`strings_of` raises.
+    ``tokenizer`` is BLIP's unless another is given. Raises what :func:`strings_of` raises.
     """
     rule = RULES[use]
-    tokens = cached_tokenizer()(
+    tokens = (tokenizer or cached_tokenizer())(
         strings_of(texts),
         padding="max_length" if rule.fixed else "longest",
         truncation=rule.max_length is not None,

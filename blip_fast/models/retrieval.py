@@ -36,12 +36,12 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
 
         Texts may come as strings, without a mask.
         """
-        input_ids, attention_mask = padded_texts(input_ids, attention_mask, "retrieval", self.config, image.device)
+        input_ids, attention_mask = padded_texts(input_ids, attention_mask, "retrieval", self, image.device)
         texts = pack(input_ids, attention_mask)
         self.clamp_temperature()
         states, image_feat, text_feat = self.features(image, texts)
         self.update_momentum()
-        image_feat_m, text_feat_m = self.features_m(image, texts)
+        image_feat_m, text_feat_m = self.features_m(image, texts, image_feat.dtype)
         loss_itc, _, _ = contrastive_loss(
             image_feat,
             text_feat,
@@ -93,7 +93,7 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
             torch.cat([own, wrong_image, own]),
         )
         dropout = self.attention_dropout(states.device)
-        (matched,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states, dropout))
+        (matched,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states))
         return self.matching_loss_of(matched, pairs)
 
     @torch.no_grad()
@@ -105,7 +105,7 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
     @torch.no_grad()
     def encode_texts(self, input_ids: Texts, attention_mask: Tensor | None = None) -> Tensor:
         """Normalised features (T, E) of texts that start with [CLS], or of strings."""
-        texts = pack_texts(input_ids, attention_mask, "retrieval", self.config, self.temp.device)
+        texts = pack_texts(input_ids, attention_mask, "retrieval", self, self.temp.device)
         return F.normalize(self.text_proj(self.text_state(self.text_encoder, texts)), dim=-1)
 
     @torch.no_grad()
@@ -114,7 +114,7 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
         image_of_text = torch.zeros(len(texts), dtype=torch.int64, device=states.device)
         dropout = self.attention_dropout(states.device)
         stream = self.matching_stream(texts, image_of_text)
-        (matched,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states, dropout))
+        (matched,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states))
         return self.itm_head(matched)[:, 1]
 
 

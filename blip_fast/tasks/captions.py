@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from blip_fast.data.annotations import read_list
 from blip_fast.data.captions import CaptionBatch, CaptionEvalData, CaptionTrainData, NoCapsData
 from blip_fast.data.tokens import cached_tokenizer
-from blip_fast.data.transforms import eval_transform
 from blip_fast.models import BlipCaptioner
-from blip_fast.tasks.augmentation import training_transform
 from blip_fast.tasks.base import Metrics, Routine, Split
 from blip_fast.tasks.evaluation.captions import caption_images, captions_by_image, read_references
 from blip_fast.tasks.evaluation.results import save_results
 from blip_fast.tasks.metrics.captions import ImageId, caption_scores
+from blip_fast.tasks.pictures import evaluation_pictures, training_pictures
 from blip_fast.tasks.program import FineTuning, Program
 from blip_fast.training.settings import CaptionSettings, Generation, NoCapsSettings
 
@@ -56,7 +55,7 @@ class CaptionTask(FineTuning[CaptionSettings, CaptionBatch]):
 
     def train_data(self) -> CaptionTrainData:
         settings = self.settings
-        transform = training_transform(settings)
+        transform = training_pictures(settings)
         files = [self.annotation_of("train")]
         return CaptionTrainData(files, settings.image_root, transform, prompt=settings.prompt, bad=self.bad)
 
@@ -71,7 +70,7 @@ class CaptionTask(FineTuning[CaptionSettings, CaptionBatch]):
     @functools.cache  # noqa: B019  (a task lives as long as its run)
     def eval_data(self, split: Split) -> CaptionEvalData:
         """Pictures of a split."""
-        transform = eval_transform(self.settings.image_size)
+        transform = evaluation_pictures(self.settings)
         return CaptionEvalData(
             self.annotation_of(split), self.settings.image_root, transform, bad=self.bad, on_broken="blank"
         )
@@ -127,7 +126,7 @@ class NoCapsTask(Program[NoCapsSettings, Any]):
 
     def evaluate(self, model: nn.Module, split: Split, epoch: int | None) -> Metrics:
         settings = self.settings
-        transform = eval_transform(settings.image_size)
+        transform = evaluation_pictures(settings)
         file = self.annotation(f"nocaps_{split}.json")
         data = NoCapsData(file, settings.image_root, transform, bad=self.bad, on_broken="blank")
         options = generation_options(settings) | {"repetition_penalty": NOCAPS_REPETITION_PENALTY}

@@ -18,9 +18,9 @@ from blip_fast.data.pretrain import PretrainData
 from blip_fast.data.tokenizer import load_tokenizer, restrict_vocabulary
 from blip_fast.data.transforms import eval_transform
 from blip_fast.models import BlipCaptioner, BlipPretrain
-from blip_fast.tasks.augmentation import training_transform
-from blip_fast.tasks.base import RunContext
+from blip_fast.tasks.base import RunContext, Task
 from blip_fast.tasks.evaluation.pairs import encode_pairs, matching_logits, recalls, retrieval_scores
+from blip_fast.tasks.pictures import training_pictures
 from blip_fast.tasks.pretrain import PretrainTask
 from blip_fast.training.loop import epoch_batches, train_steps
 from blip_fast.training.losses import LossReader
@@ -108,7 +108,7 @@ class DemoTask(PretrainTask):
     def pairs(self, split: str) -> PretrainData:
         """The pairs of a split."""
         train = split == "train"
-        transform = training_transform(self.settings) if train else eval_transform(self.settings.image_size)
+        transform = training_pictures(self.settings) if train else eval_transform(self.settings.image_size)
         return demo_pairs(split, transform, tokenizer=getattr(self, "tokenizer", None), max_tokens=_MAX_TOKENS)
 
     def build_model(self) -> BlipPretrain:
@@ -139,7 +139,7 @@ def demo_settings(steps: int, pairs: int = _TRAIN_PAIRS) -> PretrainSettings:
     )
 
 
-def train_demo(task: DemoTask, model: BlipPretrain, show: Show) -> MetricLog:
+def train_demo(task: Task[Any, Any], model: torch.nn.Module, show: Show) -> MetricLog:
     """Train ``model``; returns the losses of all steps."""
     trainer = Trainer(model, task.losses, task.settings, task.to_device)
     data, reader, log = task.train_data(), LossReader(), MetricLog()

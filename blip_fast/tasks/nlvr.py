@@ -8,12 +8,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from blip_fast.data.nlvr import NLVRBatch, NLVRData
-from blip_fast.data.transforms import eval_transform
 from blip_fast.models import BlipNLVR
-from blip_fast.tasks.augmentation import training_transform
 from blip_fast.tasks.base import Metrics, Routine, Split
 from blip_fast.tasks.evaluation.nlvr import accuracy
 from blip_fast.tasks.evaluation.shards import padded_shard
+from blip_fast.tasks.pictures import evaluation_pictures, training_pictures
 from blip_fast.tasks.program import FineTuning
 from blip_fast.training.settings import NLVRSettings
 
@@ -49,7 +48,7 @@ class NLVRTask(FineTuning[NLVRSettings, NLVRBatch]):
         return self.settings.batch_size_train
 
     def train_data(self) -> NLVRData:
-        transform = training_transform(self.settings)
+        transform = training_pictures(self.settings)
         return NLVRData([self.annotation(_FILES["train"])], self.settings.image_root, transform, bad=self.bad)
 
     def losses(self, model: nn.Module, batch: NLVRBatch, alpha: float) -> dict[str, Tensor]:
@@ -59,7 +58,7 @@ class NLVRTask(FineTuning[NLVRSettings, NLVRBatch]):
         data = NLVRData(
             [self.annotation(_FILES[split])],
             self.settings.image_root,
-            eval_transform(self.settings.image_size),
+            evaluation_pictures(self.settings),
             swap=self.settings.numerics == "published",
             bad=self.bad,
             on_broken="blank",

@@ -11,8 +11,8 @@ from blip_fast.data.pretrain import PretrainBatch, PretrainData
 from blip_fast.data.shards import ShardData, shard_files
 from blip_fast.data.transforms import PRETRAIN_SCALE
 from blip_fast.models import BlipPretrain
-from blip_fast.tasks.augmentation import training_transform
 from blip_fast.tasks.base import Metrics, Routine, Split, Task
+from blip_fast.tasks.pictures import training_pictures
 from blip_fast.training.schedules import alpha_ramp, pretrain_lr
 from blip_fast.training.settings import PretrainSettings
 
@@ -46,7 +46,7 @@ class PretrainTask(Task[PretrainSettings, PretrainBatch]):
 
     def train_data(self) -> PretrainData | ShardData:
         settings = self.settings
-        transform = training_transform(settings, PRETRAIN_SCALE)
+        transform = training_pictures(settings, PRETRAIN_SCALE)
         if settings.shards:
             if settings.train_file or settings.laion_path:
                 raise ValueError("shards are given beside train_file or laion_path; expected one kind of data")

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from blip_fast.data.retrieval import RetrievalBatch, RetrievalEvalData, RetrievalTrainData
-from blip_fast.data.transforms import eval_transform
 from blip_fast.models import BlipRetrieval
-from blip_fast.tasks.augmentation import training_transform
 from blip_fast.tasks.base import Metrics, Routine, Split
 from blip_fast.tasks.evaluation.retrieval import retrieval_scores
 from blip_fast.tasks.metrics.recalls import retrieval_metrics
+from blip_fast.tasks.pictures import evaluation_pictures, training_pictures
 from blip_fast.tasks.program import FineTuning
 from blip_fast.training.settings import RetrievalSettings
 
@@ -50,7 +49,7 @@ class RetrievalTask(FineTuning[RetrievalSettings, RetrievalBatch]):
         return self.settings.batch_size_train
 
     def train_data(self) -> RetrievalTrainData:
-        transform = training_transform(self.settings)
+        transform = training_pictures(self.settings)
         return RetrievalTrainData([self.annotation_of("train")], self.settings.image_root, transform, bad=self.bad)
 
     @functools.cache  # noqa: B019  (a task lives as long as its run)
@@ -59,7 +58,7 @@ class RetrievalTask(FineTuning[RetrievalSettings, RetrievalBatch]):
         return RetrievalEvalData(
             self.annotation_of(split),
             self.settings.image_root,
-            eval_transform(self.settings.image_size),
+            evaluation_pictures(self.settings),
             bad=self.bad,
             on_broken="blank",
         )

@@ -8,13 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from blip_fast.data.annotations import read_strings
-from blip_fast.data.transforms import eval_transform
 from blip_fast.data.vqa import VQATestData, VQATrainBatch, VQATrainData
 from blip_fast.models import BlipVQA
-from blip_fast.tasks.augmentation import training_transform
 from blip_fast.tasks.base import Metrics, Routine, Split
 from blip_fast.tasks.evaluation.results import Entry, save_results
 from blip_fast.tasks.evaluation.vqa import generate_answers, rank_answers
+from blip_fast.tasks.pictures import evaluation_pictures, training_pictures
 from blip_fast.tasks.program import FineTuning
 from blip_fast.training.settings import VQASettings
 
@@ -47,7 +46,7 @@ class VQATask(FineTuning[VQASettings, VQATrainBatch]):
     def train_data(self) -> VQATrainData:
         settings = self.settings
         files = [self.annotation(f"{name}.json") for name in settings.train_files]
-        transform = training_transform(settings)
+        transform = training_pictures(settings)
         return VQATrainData(files, settings.vqa_root, settings.vg_root or None, transform, bad=self.bad)
 
     def losses(self, model: nn.Module, batch: VQATrainBatch, alpha: float) -> dict[str, Tensor]:
@@ -67,7 +66,7 @@ class VQATask(FineTuning[VQASettings, VQATrainBatch]):
             self.annotation("vqa_test.json"),
             settings.vqa_root,
             settings.vg_root or None,
-            eval_transform(settings.image_size),
+            evaluation_pictures(settings),
             bad=self.bad,
             on_broken="blank",
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.models.launcher_overhead import measure
+from blip_fast.benchmarks.models.launcher_overhead import measure
 from tests.models.common import SIZES
 
 
