@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.job import MIN_ROUNDS, Variant
+from .job import MIN_ROUNDS, Variant
 
 MAX_ROUNDS = 1000
 WARMUP_ROUNDS = 1  # the harness has called every variant once before

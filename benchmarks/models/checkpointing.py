@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from benchmarks.job import Aim, Case, Setting, Variant
-from benchmarks.models.counts import count_flops
 from blip_fast.config import BlipConfig
 from blip_fast.models.vit import image_states
 from blip_fast.reference.recompute import Recompute
 from blip_fast.reference.vit import VisionTransformer
+
+from ..job import Aim, Case, Setting, Variant
+from .counts import count_flops
 
 PLACE = 65
 BATCH = {"cpu": 4, "cuda": 75}

@@ -17,15 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.captions import PADDED_LENGTH, caption_lengths, padded_texts
-from benchmarks.job import MIN_ROUNDS, Aim, Case, Setting, Variant
-from benchmarks.models.counts import pretraining_flops
-from benchmarks.peers.tuned import tuned
-from benchmarks.weights import Weights, same_weights
 from blip_fast import models, reference
 from blip_fast.config import BlipConfig
 from blip_fast.data.packing import PackedTexts, pack
 from blip_fast.optim import AdamWMomentum
+
+from ..captions import PADDED_LENGTH, caption_lengths, padded_texts
+from ..job import MIN_ROUNDS, Aim, Case, Setting, Variant
+from ..peers.tuned import tuned
+from ..weights import Weights, same_weights
+from .counts import pretraining_flops
 
 PLACE = 60  # compiling takes long: what is quick comes first
 ALPHA = 0.4

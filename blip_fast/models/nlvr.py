@@ -32,7 +32,7 @@ class BlipNLVR(ReferenceNLVR):
         """
         if image_pairs.ndim != 5 or image_pairs.shape[1] != 2:
             raise ValueError(f"image_pairs has shape {tuple(image_pairs.shape)}; expected (B, 2, 3, S, S)")
-        texts = pack_texts(input_ids, attention_mask, "nlvr", self.config, image_pairs.device)
+        texts = pack_texts(input_ids, attention_mask, "nlvr", self, image_pairs.device)
         texts = texts.with_first_token(self.config.enc_token_id)
         states = image_states(self.visual_encoder, image_pairs.transpose(0, 1).flatten(0, 1))
         dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, states.device)

@@ -34,7 +34,7 @@ class BlipPretrain(MomentumModel, ReferencePretrain):
             alpha: weight of the momentum targets, in [0, 1].
             negatives: (image_for_text, text_for_image), (B,) row indices each; None draws them.
         """
-        texts = pack_texts(input_ids, attention_mask, "pretrain", self.config, image.device)
+        texts = pack_texts(input_ids, attention_mask, "pretrain", self, image.device)
         self.clamp_temperature()
         states, image_feat, text_feat = self.features(image, texts)
         self.update_momentum()

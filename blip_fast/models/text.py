@@ -16,18 +16,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blip_fast.data.packing import PackedTexts
-from blip_fast.ops import cross_attention, group_rows, linear_cross_entropy
+from blip_fast.ops import (
+    cross_attention,
+    dropout_add_layer_norm,
+    group_rows,
+    linear_cross_entropy,
+    packed_self_attention,
+)
 from blip_fast.reference.decoder import TextDecoder
 from blip_fast.reference.recompute import recomputed
 from blip_fast.reference.row_groups import RowGroups
-from blip_fast.reference.text import AttentionCore, TextAttention, TextEmbeddings, TextEncoder, TextLayer
+from blip_fast.reference.text import (
+    AttentionCore,
+    ResidualOutput,
+    TextAttention,
+    TextEmbeddings,
+    TextEncoder,
+    TextLayer,
+)
 
 NO_IMAGE = -1
-OFFSETS_PER_LAYER = 8  # more than a layer has attentions
+OFFSETS_PER_LAYER = 16  # more than a layer draws
 
 
 class AttentionDropout:
-    """Dropout of attention probabilities in one forward pass: a Philox seed, and an offset for every attention."""
+    """Dropout of attention probabilities in one forward pass: a Philox seed, and an offset for every attention.
+
+    Dropout of hidden states takes its offsets from it too.
+    """
 
     def __init__(self, probability: float, device: torch.device, seed: Tensor | None = None, offset: int = 0) -> None:
         self.probability, self.device, self.seed, self.offset = probability, device, seed, offset
@@ -46,10 +62,14 @@ class AttentionDropout:
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the next attention."""
+        return {} if self.seed is None else {"dropout_p": self.probability, **self.draw()}
+
+    def draw(self) -> dict[str, Any]:
+        """Seed and offset of the next operation that drops; none where attention drops nothing: it draws a seed itself."""
         if self.seed is None:
             return {}
         self.offset += 1
-        return {"dropout_p": self.probability, "seed": self.seed, "offset": self.offset}
+        return {"seed": self.seed, "offset": self.offset}
 
 
 @dataclass
@@ -72,21 +92,10 @@ class Stream:
     causal: bool = False
     first_only: bool = False
 
-    def __post_init__(self) -> None:
-        self.rows, self.packed_rows = self.texts.padded_rows(), self.texts.packed_rows()
-        # (S, 1, 1, N), or (S, 1, N, N) with earlier tokens only
-        self.mask = self.texts.padded_mask()[:, None, None]
-        if self.causal:
-            width = self.texts.max_length
-            self.mask = self.mask & torch.ones(width, width, dtype=torch.bool, device=self.mask.device).tril()
-
     def pad(self, states: Tensor) -> Tensor:
         """(T, H, D) -> (S, H, N, D), with anything behind the end of a text."""
-        return states.index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape).transpose(1, 2)
-
-    def unpad(self, states: Tensor) -> Tensor:
-        """(S, H, N, D) -> (T, H * D)."""
-        return states.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, self.packed_rows)
+        rows = self.texts.padded_rows()
+        return states.index_select(0, rows.flatten()).unflatten(0, rows.shape).transpose(1, 2)
 
 
 def encoder_stream(
@@ -170,31 +179,44 @@ class LayerStep:
         joined = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.look is not None and self.layout is not None:
             joined = self.look(layer, joined, self.layout, dropout)
-        return list(layer.output(layer.intermediate(joined), joined).split(sizes))
+        return list(residual_output(layer.output, layer.intermediate(joined), joined, dropout).split(sizes))
 
 
 def self_attention(module: TextAttention, stream: Stream, hidden: Tensor, dropout: AttentionDropout) -> Tensor:
-    """Self-attention sub-layer for all tokens, hidden (T, width) -> (T, width).
-
-    Texts are short: with queries, keys and values padded, torch's dense attention costs less than the copies around it.
-    """
+    """Self-attention sub-layer for all tokens, hidden (T, width) -> (T, width)."""
     query, key, value = (
-        stream.pad(split_heads(linear(hidden), module.self.heads))
+        split_heads(linear(hidden), module.self.heads)
         for linear in (module.self.query, module.self.key, module.self.value)
     )
-    attended = F.scaled_dot_product_attention(query, key, value, stream.mask, dropout.probability)
-    return module.output(stream.unpad(attended), hidden)
+    texts = stream.texts
+    attended = packed_self_attention(
+        query, key, value, texts.cu_seqlens, texts.max_length, stream.causal, **dropout.arguments()
+    )
+    return residual_output(module.output, attended.flatten(1), hidden, dropout)
 
 
 def self_attention_first(module: TextAttention, stream: Stream, hidden: Tensor, dropout: AttentionDropout) -> Tensor:
-    """Self-attention sub-layer for the first token of each text, which sees all of it: hidden (T, width) -> (S, width)."""
+    """Self-attention sub-layer for the first token of each text, which sees all of it: hidden (T, width) -> (S, width).
+
+    One query a text: keys and values are padded for torch's dense attention.
+    """
     first = hidden.index_select(0, stream.texts.first_rows)
     query = split_heads(module.self.query(first), module.self.heads)[:, :, None]
     key, value = (
         stream.pad(split_heads(linear(hidden), module.self.heads)) for linear in (module.self.key, module.self.value)
     )
-    attended = F.scaled_dot_product_attention(query, key, value, stream.mask, dropout.probability)
-    return module.output(attended.flatten(1), first)
+    mask = stream.texts.padded_mask()[:, None, None]
+    attended = F.scaled_dot_product_attention(query, key, value, mask, dropout.probability)
+    return residual_output(module.output, attended.flatten(1), first, dropout)
+
+
+def residual_output(module: ResidualOutput, hidden: Tensor, residual: Tensor, dropout: AttentionDropout) -> Tensor:
+    """The end of a sub-layer for rows (R, width): linear, dropout, residual sum, LayerNorm."""
+    norm, probability = module.LayerNorm, module.dropout.p if module.training else 0.0
+    numbers = dropout.draw() if probability > 0 else {}
+    return dropout_add_layer_norm(
+        module.dense(hidden), residual, norm.weight, norm.bias, norm.eps, probability, **numbers
+    )
 
 
 @dataclass(frozen=True)
@@ -239,7 +261,8 @@ class LookAt:
 
     def __call__(self, layer: TextLayer, hidden: Tensor, layout: Layout, dropout: AttentionDropout) -> Tensor:
         module = layer.crossattention
-        return module.output(attend_states(module.self, hidden, self.states, layout, dropout, self.lengths), hidden)
+        attended = attend_states(module.self, hidden, self.states, layout, dropout, self.lengths)
+        return residual_output(module.output, attended, hidden, dropout)
 
 
 def attend_states(

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blip_fast.models.vit_attention import attend
+from blip_fast.ops.linear import linear_layer
 from blip_fast.reference.recompute import recomputed
-from blip_fast.reference.vit import Block, SelfAttention, VisionTransformer
+from blip_fast.reference.vit import Block, Mlp, SelfAttention, VisionTransformer
 
 
 def image_states(encoder: VisionTransformer, image: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ def _run_block(block: Block, hidden: Tensor, class_only: bool) -> Tensor:
     mode = block.recompute_of("sublayer")
     attended = recomputed(self_attention, block.attn, block.norm1(hidden), class_only, mode=mode)
     hidden = (hidden[:, :1] if class_only else hidden) + block.drop_path(attended)
-    return hidden + block.drop_path(recomputed(block.mlp, block.norm2(hidden), mode=mode))
+    return hidden + block.drop_path(recomputed(mlp, block.mlp, block.norm2(hidden), mode=mode))
 
 
 def self_attention(module: SelfAttention, hidden: Tensor, class_only: bool) -> Tensor:
@@ -50,5 +51,10 @@ def self_attention(module: SelfAttention, hidden: Tensor, class_only: bool) -> T
         key_value = F.linear(hidden, key_value_weight, key_value_bias).view(batch, length, 2, heads, depth)
         key, value = key_value.unbind(2)
     else:
-        query, key, value = module.qkv(hidden).view(batch, length, 3, heads, depth).unbind(2)
-    return module.proj(attend(module, query, key, value).flatten(2))
+        query, key, value = linear_layer(module.qkv, hidden).view(batch, length, 3, heads, depth).unbind(2)
+    return linear_layer(module.proj, attend(module, query, key, value).flatten(2))
+
+
+def mlp(module: Mlp, hidden: Tensor) -> Tensor:
+    """Linear, exact GELU, linear."""
+    return linear_layer(module.fc2, linear_layer(module.fc1, hidden, gelu=True))

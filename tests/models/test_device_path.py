@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.models.counts import CountReads
 from blip_fast import models
+from blip_fast.benchmarks.models.counts import CountReads
 from blip_fast.optim import AdamWMomentum
 from tests.models.heads import HEADS
 

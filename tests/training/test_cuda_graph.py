@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.models.counts import CountReads
+from blip_fast.benchmarks.models.counts import CountReads
 from blip_fast.data.packing import PackedTexts, pack
 from blip_fast.models import BlipPretrain
 from blip_fast.optim import AdamWMomentum
