@@ -28,6 +28,7 @@ CONTENT_POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; connect-src 'self' data: blob:"
 )
+_KEEP_UPLOADS = (3600, 86400)  # seconds: look once an hour for pictures older than a day
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 _MONOSPACE = ("ui-monospace", "Menlo", "Consolas", "monospace")
 _CSS = resources.files(__package__).joinpath("page.css")
@@ -62,7 +63,7 @@ def page_app(models: PageModels) -> FastAPI:
 
 def build_page(models: PageModels) -> gr.Blocks:
     """Three tabs; the tab of a model that is missing says why."""
-    with gr.Blocks(title="blip_fast", analytics_enabled=False) as page:
+    with gr.Blocks(title="blip_fast", analytics_enabled=False, delete_cache=_KEEP_UPLOADS) as page:
         gr.HTML(header(models))
         with gr.Tab("Caption"):
             tab(models.captioner, lambda: caption_tab(models))

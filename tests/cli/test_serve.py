@@ -36,7 +36,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     checkpoint = save(tmp_path_factory.mktemp("model") / ATTACK, "BlipPretrain", text_layers=3)
     models = PageModels.open([checkpoint], torch.device("cpu"))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listening:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
         server = uvicorn.Server(uvicorn.Config(page_app(models), log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
