@@ -1,6 +1,6 @@
 """Measure the fastest tiles of the attention kernels on this GPU, and store them where the kernels look.
 
-    python -m benchmarks.tune cross_attention
+    python -m blip_fast.benchmarks.tune cross_attention
 
 Candidates that spill registers or do not fit in shared memory are left out by ahead-of-time compilation; the others are
 timed in turn. The table of the GPU's architecture is rewritten after every job, other jobs' tiles stay as they are.
@@ -24,8 +24,6 @@ import torch
 import triton
 from torch import Tensor
 
-from benchmarks.job import Variant
-from benchmarks.timing import CudaClock, time_interleaved
 from blip_fast import backend
 from blip_fast.checkpoints.files import write_atomically
 from blip_fast.kernels import cross_attention, cross_attention_backward, packed_self_attention, tiles
@@ -34,6 +32,9 @@ from blip_fast.kernels.attention import attention_specimen
 from blip_fast.kernels.tiles import Job, Tile
 from blip_fast.ops import cross_attention as cross_attention_op
 from blip_fast.ops import packed_self_attention as packed_self_attention_op
+
+from .job import Variant
+from .timing import CudaClock, time_interleaved
 
 KERNELS: dict[str, Any] = {
     "forward": cross_attention.cross_attention_kernel,

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.backends import backend_variants
-from benchmarks.captions import PADDED_LENGTH, caption_lengths
-from benchmarks.job import Aim, Case, Setting, Variant
 from blip_fast.ops import packed_self_attention
+
+from ..backends import backend_variants
+from ..captions import PADDED_LENGTH, caption_lengths
+from ..job import Aim, Case, Setting, Variant
 
 PLACE = 25
 H, D = 12, 64

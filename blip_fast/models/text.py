@@ -23,7 +23,9 @@ from blip_fast.ops import (
     linear_cross_entropy,
     packed_self_attention,
 )
+from blip_fast.ops.linear import linear_layer
 from blip_fast.reference.decoder import TextDecoder
+from blip_fast.reference.recompute import recomputed
 from blip_fast.reference.row_groups import RowGroups
 from blip_fast.reference.text import (
     AttentionCore,
@@ -35,6 +37,7 @@ from blip_fast.reference.text import (
 )
 
 NO_IMAGE = -1
+OFFSETS_PER_LAYER = 16  # more than a layer draws
 
 
 class AttentionDropout:
@@ -43,10 +46,20 @@ class AttentionDropout:
     Dropout of hidden states takes its offsets from it too.
     """
 
-    def __init__(self, probability: float, device: torch.device) -> None:
-        self.probability = probability
-        self.seed = torch.randint(2**62, (1,), device=device) if probability > 0 else None
-        self.offset = 0
+    def __init__(self, probability: float, device: torch.device, seed: Tensor | None = None, offset: int = 0) -> None:
+        self.probability, self.device, self.seed, self.offset = probability, device, seed, offset
+        if seed is None and probability > 0:
+            self.seed = torch.randint(2**62, (1,), device=device)
+
+    def take(self, layers: int) -> int:
+        """First offset of so many layers, which no later call hands out again."""
+        first = self.offset
+        self.offset += layers * OFFSETS_PER_LAYER
+        return first
+
+    def at(self, offset: int) -> AttentionDropout:
+        """The same seed from this offset on: a layer that is computed again drops the same."""
+        return AttentionDropout(self.probability, self.device, self.seed, offset)
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the next attention."""
@@ -62,12 +75,12 @@ class AttentionDropout:
 
 @dataclass
 class Stream:
-    """S texts on their way through the layers.
+    """S texts that go through the layers.
 
     Attributes:
         texts: their layout.
         attention: the self-attention of each layer.
-        hidden: (T, width) states.
+        hidden: (T, width) states before the first layer.
         image_of_text: (S,) index of the image that each text looks at; None where no text looks at one.
         causal: tokens see themselves and earlier ones only.
         first_only: only the first token's state is wanted, so that the last layer computes nothing else.
@@ -125,7 +138,7 @@ class Look(Protocol):
     def images(self) -> int:
         """How many images there are."""
 
-    def __call__(self, layer: TextLayer, hidden: Tensor, layout: Layout) -> Tensor:
+    def __call__(self, layer: TextLayer, hidden: Tensor, layout: Layout, dropout: AttentionDropout) -> Tensor:
         """Hidden rows (R, width) -> the same, with what they saw."""
 
 
@@ -136,45 +149,64 @@ def run_layers(
 
     ``layers`` give the cross-attention, which ``look`` applies, and the MLP; without ``look`` texts see no image.
     """
-    layouts = [join(streams, look.images, last) for last in (False, True)] if look is not None else []
+    layouts = [join(streams, look.images, last) for last in (False, True)] if look is not None else [None, None]
+    hidden, offset = [stream.hidden for stream in streams], dropout.take(len(layers))
     for index, layer in enumerate(layers):
         last = index == len(layers) - 1
-        for stream in streams:
-            attend = self_attention_first if last and stream.first_only else self_attention
-            stream.hidden = attend(stream.attention[index], stream, dropout)
-        sizes = [stream.hidden.shape[0] for stream in streams]
-        hidden = streams[0].hidden if len(streams) == 1 else torch.cat([stream.hidden for stream in streams])
-        if look is not None:
-            hidden = look(layer, hidden, layouts[last])
-        hidden = residual_output(layer.output, layer.intermediate(hidden), hidden, dropout)
-        for stream, part in zip(streams, hidden.split(sizes), strict=True):
-            stream.hidden = part
-    return [stream.hidden for stream in streams]
+        step = LayerStep(streams, index, last, dropout, offset + index * OFFSETS_PER_LAYER, look, layouts[last])
+        hidden = recomputed(step, layer, *hidden, mode=layer.recompute, draws=layer.draws)
+    return hidden
 
 
-def self_attention(module: TextAttention, stream: Stream, dropout: AttentionDropout) -> Tensor:
-    """Self-attention sub-layer for all tokens, (T, width)."""
+@dataclass(frozen=True)
+class LayerStep:
+    """What one layer needs beside its weights and the hidden states of each stream."""
+
+    streams: list[Stream]
+    index: int
+    last: bool
+    dropout: AttentionDropout
+    offset: int
+    look: Look | None
+    layout: Layout | None
+
+    def __call__(self, layer: TextLayer, *hidden: Tensor) -> list[Tensor]:
+        dropout = self.dropout.at(self.offset)
+        parts = []
+        for stream, states in zip(self.streams, hidden, strict=True):
+            attend = self_attention_first if self.last and stream.first_only else self_attention
+            parts.append(attend(stream.attention[self.index], stream, states, dropout))
+        sizes = [part.shape[0] for part in parts]
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if self.look is not None and self.layout is not None:
+            joined = self.look(layer, joined, self.layout, dropout)
+        thought = linear_layer(layer.intermediate.dense, joined, gelu=True)
+        return list(residual_output(layer.output, thought, joined, dropout).split(sizes))
+
+
+def self_attention(module: TextAttention, stream: Stream, hidden: Tensor, dropout: AttentionDropout) -> Tensor:
+    """Self-attention sub-layer for all tokens, hidden (T, width) -> (T, width)."""
     query, key, value = (
-        split_heads(linear(stream.hidden), module.self.heads)
-        for linear in (module.self.query, module.self.key, module.self.value)
+        split_heads(linear_layer(part, hidden), module.self.heads)
+        for part in (module.self.query, module.self.key, module.self.value)
     )
     texts = stream.texts
     attended = packed_self_attention(
         query, key, value, texts.cu_seqlens, texts.max_length, stream.causal, **dropout.arguments()
     )
-    return residual_output(module.output, attended.flatten(1), stream.hidden, dropout)
+    return residual_output(module.output, attended.flatten(1), hidden, dropout)
 
 
-def self_attention_first(module: TextAttention, stream: Stream, dropout: AttentionDropout) -> Tensor:
-    """Self-attention sub-layer for the first token of each text, which sees the whole text: (S, width).
+def self_attention_first(module: TextAttention, stream: Stream, hidden: Tensor, dropout: AttentionDropout) -> Tensor:
+    """Self-attention sub-layer for the first token of each text, which sees all of it: hidden (T, width) -> (S, width).
 
     One query a text: keys and values are padded for torch's dense attention.
     """
-    first = stream.hidden.index_select(0, stream.texts.first_rows)
-    query = split_heads(module.self.query(first), module.self.heads)[:, :, None]
+    first = hidden.index_select(0, stream.texts.first_rows)
+    query = split_heads(linear_layer(module.self.query, first), module.self.heads)[:, :, None]
     key, value = (
-        stream.pad(split_heads(linear(stream.hidden), module.self.heads))
-        for linear in (module.self.key, module.self.value)
+        stream.pad(split_heads(linear_layer(part, hidden), module.self.heads))
+        for part in (module.self.key, module.self.value)
     )
     mask = stream.texts.padded_mask()[:, None, None]
     attended = F.scaled_dot_product_attention(query, key, value, mask, dropout.probability)
@@ -186,7 +218,7 @@ def residual_output(module: ResidualOutput, hidden: Tensor, residual: Tensor, dr
     norm, probability = module.LayerNorm, module.dropout.p if module.training else 0.0
     numbers = dropout.draw() if probability > 0 else {}
     return dropout_add_layer_norm(
-        module.dense(hidden), residual, norm.weight, norm.bias, norm.eps, probability, **numbers
+        linear_layer(module.dense, hidden), residual, norm.weight, norm.bias, norm.eps, probability, **numbers
     )
 
 
@@ -223,7 +255,6 @@ class LookAt:
     """Cross-attention to states (B, L, state_width), of which the first ``lengths`` (B,) are real (None: all)."""
 
     states: Tensor
-    dropout: AttentionDropout
     lengths: Tensor | None = None
 
     @property
@@ -231,10 +262,10 @@ class LookAt:
         """B."""
         return self.states.shape[0]
 
-    def __call__(self, layer: TextLayer, hidden: Tensor, layout: Layout) -> Tensor:
+    def __call__(self, layer: TextLayer, hidden: Tensor, layout: Layout, dropout: AttentionDropout) -> Tensor:
         module = layer.crossattention
-        attended = attend_states(module.self, hidden, self.states, layout, self.dropout, self.lengths)
-        return residual_output(module.output, attended, hidden, self.dropout)
+        attended = attend_states(module.self, hidden, self.states, layout, dropout, self.lengths)
+        return residual_output(module.output, attended, hidden, dropout)
 
 
 def attend_states(
@@ -247,9 +278,8 @@ def attend_states(
 ) -> Tensor:
     """Attention of rows (R, width) to states (B, L, state_width), whose keys and values are projected once: (R, width)."""
     attended = cross_attention(
-        split_heads(module.query(hidden), module.heads),
-        key_value(module, states),
-        None,
+        split_heads(linear_layer(module.query, hidden), module.heads),
+        *key_value(module, states),
         layout.cu_seqlens,
         layout.image_of_text,
         image_lengths=lengths,
@@ -259,11 +289,17 @@ def attend_states(
     return attended.flatten(1)
 
 
-def key_value(module: AttentionCore, states: Tensor) -> Tensor:
-    """Keys and values (B, L, 2, H, D) of states (B, L, state_width) in one product: their gradient is one tensor too."""
+def key_value(module: AttentionCore, states: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Keys and values of states (B, L, state_width), (B, L, H, D) each; with gradient as one tensor (B, L, 2, H, D).
+
+    One product with joined weights has one gradient; without gradient the copies of the weights would be for nothing.
+    """
+    if not torch.is_grad_enabled():
+        key, value = (split_heads(linear_layer(part, states), module.heads) for part in (module.key, module.value))
+        return key, value
     weight = torch.cat([module.key.weight, module.value.weight])
     bias = torch.cat([module.key.bias, module.value.bias])
-    return F.linear(states, weight, bias).unflatten(-1, (2, module.heads, -1))
+    return F.linear(states, weight, bias).unflatten(-1, (2, module.heads, -1)), None
 
 
 def split_heads(states: Tensor, heads: int) -> Tensor:

@@ -8,6 +8,7 @@ from blip_fast.ops.cross_attention import cross_attention, cross_attention_padde
 from blip_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from blip_fast.ops.enqueue import enqueue_
 from blip_fast.ops.hard_negatives import mine_hard_negatives
+from blip_fast.ops.linear import linear
 from blip_fast.ops.linear_cross_entropy import linear_cross_entropy
 from blip_fast.ops.momentum import momentum_update_
 from blip_fast.ops.packed_self_attention import packed_self_attention
@@ -20,6 +21,7 @@ __all__ = [
     "dropout_add_layer_norm",
     "enqueue_",
     "group_rows",
+    "linear",
     "linear_cross_entropy",
     "mine_hard_negatives",
     "momentum_update_",

@@ -115,6 +115,10 @@ class Operation:
         order = self.preference.get(device, ("reference",))
         return next(name for name in order if not self._refusal(name, tensors))
 
+    def resolve(self, *tensors: torch.Tensor) -> Callable[..., Any]:
+        """The function of the backend for these inputs, for loops that call it often: no autograd, autocast or tracing."""
+        return self.backends[self.select(list(tensors))].load()
+
     def _refusal(self, backend: str, tensors: list[torch.Tensor]) -> str | None:
         if reason := self.unavailable(backend):
             return reason

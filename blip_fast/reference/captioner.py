@@ -9,11 +9,16 @@ from blip_fast.checkpoints.pretrained import PretrainedModel
 from blip_fast.config import BlipConfig
 from blip_fast.outputs import CaptionOutput
 from blip_fast.reference.decoder import DecodingSession, TextDecoder, lm_labels, lm_loss
-from blip_fast.reference.generation import Decoder, LengthNorm, Limits, beam_search, single_path
+from blip_fast.reference.generation import (
+    SAMPLING_REPETITION_PENALTY,
+    Decoder,
+    LengthNorm,
+    Limits,
+    beam_search,
+    single_path,
+)
 from blip_fast.reference.text import with_first_token
 from blip_fast.reference.vit import VisionTransformer
-
-SAMPLING_REPETITION_PENALTY = 1.1  # published value for nucleus sampling; searches use 1
 
 
 class BlipCaptioner(PretrainedModel):
@@ -51,22 +56,20 @@ class BlipCaptioner(PretrainedModel):
         max_length: int = 20,
         min_length: int = 5,
         *,
-        sample: bool = False,
+        do_sample: bool = False,
         top_p: float = 0.9,
         repetition_penalty: float | None = None,
         length_norm: LengthNorm = "published",
     ) -> list[str]:
         """Captions without the prompt; see :meth:`generate_ids`."""
-        from blip_fast.data.tokenizer import load_tokenizer
-
-        tokenizer = load_tokenizer()
+        tokenizer = self.tokenizer
         ids = self.generate_ids(
             images,
             torch.tensor(tokenizer(prompt).input_ids),
             num_beams,
             max_length,
             min_length,
-            sample=sample,
+            do_sample=do_sample,
             top_p=top_p,
             repetition_penalty=repetition_penalty,
             length_norm=length_norm,
@@ -82,7 +85,7 @@ class BlipCaptioner(PretrainedModel):
         max_length: int = 20,
         min_length: int = 5,
         *,
-        sample: bool = False,
+        do_sample: bool = False,
         top_p: float = 0.9,
         top_k: int = 50,
         repetition_penalty: float | None = None,
@@ -96,21 +99,21 @@ class BlipCaptioner(PretrainedModel):
                 dropped.
             num_beams: beam width; 1 is greedy search.
             max_length, min_length: limits of the whole text, [DEC] and prompt included.
-            sample: draw from the nucleus of probability ``top_p`` within the ``top_k`` best tokens.
+            do_sample: draw from the nucleus of probability ``top_p`` within the ``top_k`` best tokens.
             repetition_penalty: None means 1.1 when sampling and 1 (no penalty) otherwise, as published.
             length_norm: how beam search compares lengths, see :func:`beam_search`.
         """
         if repetition_penalty is None:
-            repetition_penalty = SAMPLING_REPETITION_PENALTY if sample else 1.0
+            repetition_penalty = SAMPLING_REPETITION_PENALTY if do_sample else 1.0
         config = self.config
         limits = Limits(max_length, min_length, config.sep_token_id, config.pad_token_id, repetition_penalty)
         start = start_ids(prompt_ids, images.shape[0], config).to(images.device)
         if start.shape[1] >= max_length:
             raise ValueError(f"max_length={max_length} leaves no room behind a start of {start.shape[1]} tokens")
-        copies = 1 if sample else num_beams
+        copies = 1 if do_sample else num_beams
         session = self.decoding_session(images, copies, max_length)
         if copies == 1:
-            return single_path(session, start, limits, top_p if sample else None, top_k)
+            return single_path(session, start, limits, top_p if do_sample else None, top_k)
         return beam_search(session, start, limits, num_beams, length_norm)[0]
 
     def decoding_session(self, images: Tensor, copies: int, max_length: int) -> Decoder:

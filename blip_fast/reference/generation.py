@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LengthNorm = Literal["published", "generated"]
+SAMPLING_REPETITION_PENALTY = 1.1  # published value for nucleus sampling; searches use 1
 
 
 class Decoder(Protocol):

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 pytest.importorskip("triton")
 
-from benchmarks import tune
+from blip_fast.benchmarks import tune
 from blip_fast.kernels import tiles
 from blip_fast.kernels.tiles import Job, Tile
 from blip_fast.ops.registry import interpreting

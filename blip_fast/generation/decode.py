@@ -1,0 +1,57 @@
+"""The way from states and prompts to texts: a session and the search that the options ask for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from blip_fast.config import BlipConfig
+from blip_fast.generation.beam import beam_search
+from blip_fast.generation.greedy import greedy_search
+from blip_fast.generation.options import Options
+from blip_fast.generation.prompts import Prompts
+from blip_fast.generation.sampling import sample
+from blip_fast.generation.scores import GeneratedIds
+from blip_fast.generation.session import DecodingSession
+from blip_fast.generation.static import GraphedSession
+from blip_fast.generation.texts import Limits
+from blip_fast.reference.decoder import TextDecoder
+
+
+def generate(
+    decoder: TextDecoder, states: Tensor, prompts: Prompts, options: Options, config: BlipConfig
+) -> GeneratedIds:
+    """B * ``options.num_return_sequences`` texts, those of a prompt one behind the other.
+
+    Args:
+        decoder: whose texts they are.
+        states: (B, L, state_width) what they look at.
+        prompts: B beginnings.
+        options: how they are generated.
+        config: the model's.
+
+    Raises ValueError where a prompt is as long as ``options.max_length``, this is more than the model's positions, or seeds are
+    not as many as prompts.
+    """
+    if options.max_length > config.max_position_embeddings:
+        raise ValueError(
+            f"max_length={options.max_length}; expected at most max_position_embeddings={config.max_position_embeddings}"
+        )
+    limits = Limits.of(options, config)
+    with torch.inference_mode():
+        result = search(decoder, states, prompts, limits, options)
+    return GeneratedIds(*(tensor.clone() for tensor in result))  # a model may be trained on them
+
+
+def search(decoder: TextDecoder, states: Tensor, prompts: Prompts, limits: Limits, options: Options) -> GeneratedIds:
+    """The search that ``options`` ask for, in a session of its own."""
+    copies = options.num_return_sequences if options.do_sample else options.num_beams
+    graphed = states.is_cuda and not torch.is_autocast_enabled(
+        "cuda"
+    )  # a graph would keep autocast's copies of weights
+    session = (GraphedSession if graphed else DecodingSession)(decoder, states, copies, limits.max_length)
+    if options.do_sample:
+        return sample(session, prompts, limits, options)
+    if options.num_beams == 1:
+        return greedy_search(session, prompts, limits)
+    return beam_search(session, prompts, limits, options)

@@ -1,0 +1,217 @@
+// y = x W^T + b, and GELU behind it where asked for, in fp32, for inference.
+//
+// The weight (N x K) is read where the model has it, 4 N K bytes for 2 R N K operations; six rows of x and four of the
+// weight are multiplied at a time, with sums along the depth in registers. Few rows of x stay in the cache while the
+// weight streams past, the next four of its rows being fetched meanwhile at an even pace: the rate is the memory's. Of
+// many rows, x streams past some rows of the weight: the rate is that of the multiply-add units.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "../common/gelu.h"
+#include "../common/macros.h"
+#include "simd.h"
+
+namespace blip_fast {
+namespace {
+
+using torch::stable::Tensor;
+
+constexpr int kTogether = 4;                 // rows of the weight multiplied at once
+constexpr int64_t kFewRows = 18;             // up to here the weight streams
+constexpr int64_t kColumns = 64;             // of y per task
+constexpr int64_t kBlockRows = 600;          // of y per task, at most
+constexpr int64_t kCachedBytes = 200 << 10;  // of the weight in the second-level cache
+
+struct Layer {
+  const float *x, *weight, *bias;  // (R, K), (N, K), (N) or null
+  float* y;                        // (R, N)
+  int64_t rows, depth, columns;    // R, K, N
+  bool gelu;
+};
+
+// Rows [row, end) and columns [column, last) of y.
+struct Tile {
+  int64_t row, end, column, last;
+};
+
+// Bias and GELU for a tile of y that is still in the cache.
+BLIP_FAST_MULTIVERSION void finish(const Layer& p, int64_t row, int64_t rows, int64_t column, int64_t columns) {
+  for (int64_t r = row; r < row + rows; ++r) {
+    float* y = p.y + r * p.columns + column;
+    if (p.bias != nullptr) {
+      for (int64_t j = 0; j < columns; ++j) y[j] += p.bias[column + j];
+    }
+    if (p.gelu) {
+      for (int64_t j = 0; j < columns; ++j) y[j] = gelu(y[j]);
+    }
+  }
+}
+
+template <int W>
+struct Lanes {
+  typedef float Vector __attribute__((vector_size(4 * W), may_alias));
+};
+
+// The sum of a vector's lanes: halves are added until four lanes are left.
+template <int W>
+BLIP_FAST_INLINE float sum_lanes(const typename Lanes<W>::Vector& v) {
+  if constexpr (W == 4) {
+    return (v[0] + v[2]) + (v[1] + v[3]);
+  } else {
+    typename Lanes<W / 2>::Vector halves[2];
+    memcpy(halves, &v, sizeof v);
+    return sum_lanes<W / 2>(halves[0] + halves[1]);
+  }
+}
+
+// R rows of x times J rows of the weight. From `ahead`, F cache lines are fetched for each vector along the depth.
+template <class Isa, int R, int J, int F>
+BLIP_FAST_INLINE void dots(const Layer& p, int64_t row, int64_t column, const float* ahead) {
+  using Vector = typename Isa::Vector;
+  constexpr int W = Isa::kWidth;
+  const float* x = p.x + row * p.depth;
+  const float* w = p.weight + column * p.depth;
+  Vector sum[R][J];
+  for (int r = 0; r < R; ++r) {
+    for (int j = 0; j < J; ++j) sum[r][j] = Vector{};
+  }
+  int64_t k = 0;
+  for (; k + W <= p.depth; k += W) {
+    Vector w_row[J];
+#pragma GCC unroll 4
+    for (int j = 0; j < J; ++j) w_row[j] = load<Vector>(w + j * p.depth + k);
+#pragma GCC unroll 4
+    for (int f = 0; f < F; ++f) __builtin_prefetch(ahead + k * F + f * W, 0, 2);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) {
+      const Vector x_row = load<Vector>(x + r * p.depth + k);
+#pragma GCC unroll 4
+      for (int j = 0; j < J; ++j) sum[r][j] += x_row * w_row[j];
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < J; ++j) {
+      float dot = sum_lanes<W>(sum[r][j]);
+      for (int64_t i = k; i < p.depth; ++i) dot += x[r * p.depth + i] * w[j * p.depth + i];
+      p.y[(row + r) * p.columns + column + j] = dot;
+    }
+  }
+}
+
+// As `dots`, for `rows` <= R of them.
+template <class Isa, int R, int J, int F>
+BLIP_FAST_INLINE void dots_of(const Layer& p, int64_t rows, int64_t row, int64_t column, const float* ahead) {
+  if constexpr (R > 0) {
+    if (rows == R) return dots<Isa, R, J, F>(p, row, column, ahead);
+    dots_of<Isa, R - 1, J, F>(p, rows, row, column, ahead);
+  }
+}
+
+// Rows of x whose sums fill the registers.
+template <class Isa>
+constexpr int kRows = Isa::kWidth == 16 ? 6 : 2;
+
+// All rows of a tile times J rows of the weight; each of the first J / F groups of rows fetches F of the next J rows.
+template <class Isa, int J, int F>
+BLIP_FAST_INLINE void multiply_columns(const Layer& p, const Tile& tile, int64_t column) {
+  constexpr int R = kRows<Isa>;
+  const float* ahead = p.weight + (column + J) * p.depth;
+  int fetched = 0;
+  for (int64_t row = tile.row; row < tile.end; row += R) {
+    const int64_t rows = std::min<int64_t>(R, tile.end - row);
+    if (F > 0 && fetched < J) {
+      dots_of<Isa, R, J, F>(p, rows, row, column, ahead + fetched * p.depth);
+      fetched += F;
+    } else {
+      dots_of<Isa, R, J, 0>(p, rows, row, column, nullptr);
+    }
+  }
+}
+
+// Few rows: a pass over the weight, with the rows of x in the cache.
+template <class Isa>
+BLIP_FAST_INLINE void stream_weight(const Layer& p, const Tile& tile) {
+  const bool one_group = tile.end - tile.row <= kRows<Isa>;
+  for (int64_t column = tile.column; column + kTogether <= tile.last; column += kTogether) {
+    if (column + 2 * kTogether > p.columns) {  // nothing is behind
+      multiply_columns<Isa, kTogether, 0>(p, tile, column);
+    } else if (one_group) {
+      multiply_columns<Isa, kTogether, 4>(p, tile, column);
+    } else {
+      multiply_columns<Isa, kTogether, 2>(p, tile, column);
+    }
+  }
+}
+
+// Many rows: passes over x, with some rows of the weight in the cache.
+template <class Isa>
+BLIP_FAST_INLINE void stream_input(const Layer& p, const Tile& tile) {
+  constexpr int R = kRows<Isa>;
+  const int64_t cached = std::max<int64_t>(kCachedBytes / sizeof(float) / p.depth / kTogether, 1) * kTogether;
+  for (int64_t first = tile.column; first < tile.last; first += cached) {
+    const int64_t last = std::min(first + cached, tile.last);
+    for (int64_t row = tile.row; row < tile.end; row += R) {
+      const int64_t rows = std::min<int64_t>(R, tile.end - row);
+      for (int64_t column = first; column + kTogether <= last; column += kTogether) {
+        dots_of<Isa, R, kTogether, 0>(p, rows, row, column, nullptr);
+      }
+    }
+  }
+}
+
+struct Multiply {
+  template <class Isa>
+  static BLIP_FAST_INLINE void run(const Layer& p, const Tile& tile) {
+    if (p.rows <= kFewRows) {
+      stream_weight<Isa>(p, tile);
+    } else {
+      stream_input<Isa>(p, tile);
+    }
+    const int64_t rest = (tile.last - tile.column) % kTogether;
+    for (int64_t column = tile.last - rest; column < tile.last; ++column) {
+      multiply_columns<Isa, 1, 0>(p, tile, column);
+    }
+  }
+};
+
+void multiply(const Layer& p) {
+  const int64_t blocks = (p.rows + kBlockRows - 1) / kBlockRows, groups = (p.columns + kColumns - 1) / kColumns;
+  torch::stable::parallel_for(0, blocks * groups, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t block = task / groups, column = task % groups * kColumns;
+      const Tile tile{p.rows * block / blocks, p.rows * (block + 1) / blocks, column,
+                      std::min(column + kColumns, p.columns)};
+      run_best<Multiply>(p, tile);
+      finish(p, tile.row, tile.end - tile.row, column, tile.last - column);
+    }
+  });
+}
+
+Tensor linear(Tensor input, Tensor weight, std::optional<Tensor> bias, bool gelu) {
+  Tensor output = torch::stable::new_empty(input, {input.size(0), weight.size(0)});
+  const Layer layer{static_cast<const float*>(input.const_data_ptr()),
+                    static_cast<const float*>(weight.const_data_ptr()),
+                    bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr,
+                    static_cast<float*>(output.mutable_data_ptr()),
+                    input.size(0),
+                    input.size(1),
+                    weight.size(0),
+                    gelu};
+  if (layer.rows > 0 && layer.columns > 0) multiply(layer);
+  return output;
+}
+
+}  // namespace
+}  // namespace blip_fast
+
+STABLE_TORCH_LIBRARY_FRAGMENT(blip_fast_native, m) {
+  m.def("linear(Tensor input, Tensor weight, Tensor? bias, bool gelu) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(blip_fast_native, CPU, m) { m.impl("linear", TORCH_BOX(&blip_fast::linear)); }

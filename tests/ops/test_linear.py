@@ -1,0 +1,100 @@
+"""linear: float64, rows that do not depend on each other, GELU, ragged sizes, opcheck, errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import blip_fast
+from blip_fast.ops import linear
+from blip_fast.ops.linear import _operation, linear_layer, linear_layers
+
+BACKENDS = [name for name in ("reference", "cpu") if _operation.unavailable(name) is None]
+
+
+def layer(rows: int, depth: int, columns: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(rows + depth + columns)
+    return tuple(torch.randn(*shape, generator=generator) for shape in ((rows, depth), (columns, depth), (columns,)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rows", [0, 1, 5, 6, 12, 13, 18, 19, 40, 601])
+@pytest.mark.parametrize(("depth", "columns"), [(32, 64), (768, 131), (37, 7), (8, 3)])
+def test_float64(backend, rows, depth, columns):
+    x, weight, bias = layer(rows, depth, columns)
+    with blip_fast.backend(backend, op="linear"):
+        plain, curved = linear(x, weight, bias), linear(x, weight, gelu=True)
+    expected = F.linear(x.double(), weight.double(), bias.double())
+    assert plain.shape == (rows, columns)
+    assert (plain - expected).norm() <= 3e-7 * expected.norm()
+    expected = F.gelu(F.linear(x.double(), weight.double()))
+    assert (curved - expected).norm() <= 3e-7 * expected.norm() + 1e-6 * curved.numel() ** 0.5  # 1 + erf rounds
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the native library is not built")
+def test_gelu_is_exact():
+    x = torch.linspace(-9, 9, 30001)[:, None]
+    error = (linear(x, torch.ones(1, 1), gelu=True) - F.gelu(x.double())).abs()
+    assert error.max() < 1.5e-6
+    small = x.abs() < 1
+    assert (error[small] <= 6e-7 * F.gelu(x.double())[small].abs()).all()
+    special = torch.tensor([[float("nan")], [float("inf")], [-50.0], [0.0]])
+    result = linear(special, torch.ones(1, 1), gelu=True)
+    assert result[0].isnan()
+    assert result[1:].flatten().tolist() == [float("inf"), 0.0, 0.0]
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the native library is not built")
+@pytest.mark.parametrize("gelu", [False, True])
+def test_a_row_depends_on_itself_alone(gelu):
+    x, weight, bias = layer(700, 96, 75)
+    whole = linear(x, weight, bias, gelu)
+    for rows in (slice(0, 1), slice(3, 15), slice(100, 140), slice(650, 700)):
+        assert torch.equal(linear(x[rows], weight, bias, gelu), whole[rows])
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(linear(x, weight, bias, gelu), whole)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_leading_dimensions_and_strides():
+    x, weight, bias = layer(24, 16, 10)
+    shaped = x.view(2, 3, 4, 16)
+    torch.testing.assert_close(linear(shaped, weight, bias), F.linear(shaped, weight, bias))
+    turned = x.t().contiguous().t()
+    torch.testing.assert_close(linear(turned, weight, bias), F.linear(x, weight, bias))
+
+
+def test_opcheck():
+    x, weight, bias = layer(7, 16, 10)
+    torch.library.opcheck(_operation.call, (x, weight, bias, True))
+    torch.library.opcheck(_operation.call, (x, weight, None, False))
+
+
+def test_layers():
+    x, weight, bias = layer(7, 16, 10)
+    module = nn.Linear(16, 10)
+    module.weight.data, module.bias.data = weight, bias
+    assert linear_layer(module, x, gelu=True).requires_grad
+    with torch.no_grad():
+        expected = linear(x, weight, bias, gelu=True)
+        assert torch.equal(linear_layer(module, x, gelu=True), expected)
+        assert torch.equal(linear_layers(x)(module, x, True), expected)
+        other = nn.Sequential(module)  # computes as it does
+        torch.testing.assert_close(linear_layers(x)(other, x, True), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert linear_layers(x)(module, x, False).dtype == torch.bfloat16
+
+
+def test_refused():
+    x, weight, bias = layer(7, 16, 10)
+    with pytest.raises(ValueError, match=r"input has shape \(7, 16\) and weight \(16, 10\)"):
+        linear(x, weight.t())
+    with pytest.raises(ValueError, match=r"bias has shape \(9,\); expected \(10,\)"):
+        linear(x, weight, bias[:9])
+    with pytest.raises(ValueError, match=r"weight is torch\.float64; expected torch\.float32"):
+        linear(x, weight.double())
