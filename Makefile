@@ -1,6 +1,8 @@
 # make demo    train a small BLIP on bundled pictures (about 90 s on 2 cores) and write demo/report.html
+# make capfilt-demo   CapFilt on drawings with known noise, three seeds: about an hour on 2 cores
+# make train-demo  pre-train and fine-tune on the emoji set through the launcher (half an hour on 2 cores; fetches 3 Debian packages)
 # make test    lint, then every test
-# make bench   the quick benchmarks of the operations; make bench-models those of whole steps
+# make bench   the quick benchmarks, and build/bench.html, the page of them; make bench-full is everything
 # make setup   only the virtual environment .venv with everything in it
 
 VENV := .venv
@@ -8,10 +10,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup native demo test lint format bench bench-models clean
+.PHONY: setup native demo train-demo capfilt-demo test lint format bench bench-full clean
 
 demo: native
 	$(BIN)/blip-fast demo
+
+capfilt-demo: native
+	test -f build/emoji/train_web.json || $(BIN)/blip-fast data emoji --output build/emoji
+	$(BIN)/blip-fast capfilt demo build/emoji --output build/capfilt-demo
+
+train-demo: native
+	$(BIN)/blip-fast train-demo --data build/emoji --output build/train-demo
 
 test: native lint
 	$(BIN)/python -m pytest
@@ -28,13 +37,13 @@ format: $(READY)
 	$(BIN)/ruff format .
 	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' | xargs $(BIN)/clang-format -i
 
-benchmarks_in = $(basename $(notdir $(filter-out %/__init__.py %/counts.py %/convergence.py,$(wildcard benchmarks/$(1)/*.py))))
-
 bench: native
-	$(BIN)/python -m benchmarks --quick --json build/bench.json $(call benchmarks_in,ops)
+	$(BIN)/blip-fast bench run --quick --json build/bench.json
+	$(BIN)/blip-fast bench report build/bench.json --kernels benchmarks/results/aot.json --output build/bench.html
 
-bench-models: native
-	$(BIN)/python -m benchmarks --quick --json build/bench-models.json $(call benchmarks_in,models)
+bench-full: native
+	$(BIN)/blip-fast bench run --full --json build/bench-full.json
+	$(BIN)/blip-fast bench report build/bench-full.json --kernels benchmarks/results/aot.json --output build/bench-full.html
 
 setup: native
 

@@ -69,7 +69,12 @@ class CMakeBuild(build_ext):
 
 # The extension is named so that wheels carry a platform tag; CMake does the work.
 setup(
-    packages=[*find_packages(include=["blip_fast", "blip_fast.*"]), "blip_fast.kernels"],
+    packages=[
+        *find_packages(include=["blip_fast", "blip_fast.*"]),
+        "blip_fast.kernels",
+        "blip_fast.benchmarks",
+        *(f"blip_fast.{name}" for name in find_packages(include=["benchmarks.*"])),
+    ],
     ext_modules=[Extension("blip_fast._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

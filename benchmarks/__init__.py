@@ -1,1 +1,1 @@
-"""Benchmarks of blip_fast: ``python -m benchmarks --list`` names them, README.md beside this file tells the method."""
+"""Benchmarks of blip_fast: ``blip-fast bench list`` names them, README.md beside this file tells the method."""

@@ -1,6 +1,6 @@
 """What every Triton kernel takes of a GPU, compiled ahead of time for sm_80, sm_90 and sm_100: no GPU is needed.
 
-python -m benchmarks.aot [--json benchmarks/results/aot.json]
+python -m blip_fast.benchmarks.aot [--json benchmarks/results/aot.json]
 """
 
 from __future__ import annotations

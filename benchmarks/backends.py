@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 import blip_fast
-from benchmarks.job import Variant
+
+from .job import Variant
 
 # The backends that are meant for a device. Triton's interpreter runs on a CPU too, but only to be tested.
 BACKENDS_OF_DEVICE = {"cpu": ("reference", "cpu"), "cuda": ("reference", "triton", "cuda")}

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from benchmarks.job import Case, Variant
-from benchmarks.results import Row
+from .job import Case, Variant
+from .results import Row
 
 CHECK_SEED = 1_000_000  # inputs of the check: none that was timed, since jobs done in place wear theirs out
 

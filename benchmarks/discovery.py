@@ -1,4 +1,4 @@
-"""Finds the benchmarks: every module under ``ops/`` and ``models/`` that has a function ``cases(setting)``."""
+"""Finds the benchmarks: every module under ``ops/``, ``models/`` and ``sweeps/`` that has a function ``cases(setting)``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from benchmarks.job import Case, Setting
+from .job import Case, Setting
 
 ROOT = Path(__file__).resolve().parent
-FOLDERS = ("ops", "models")
+FOLDERS = ("ops", "models", "sweeps")
 DEFAULT_PLACE = 100
 
 
@@ -27,6 +27,11 @@ class Benchmark:
     summary: str
     place: int
     cases: Callable[[Setting], Iterable[Case]]
+
+    @property
+    def folder(self) -> str:
+        """``ops``, ``models`` or ``sweeps``."""
+        return self.path.parent.name
 
 
 def discover(root: Path = ROOT) -> tuple[list[Benchmark], list[str]]:
@@ -46,7 +51,7 @@ def discover(root: Path = ROOT) -> tuple[list[Benchmark], list[str]]:
 def load(path: Path) -> Benchmark | None:
     """The benchmark in the file ``path``, or None where the file declares none."""
     path = path.resolve()
-    name = f"benchmarks.{path.parent.name}.{path.stem}"
+    name = f"{__package__}.{path.parent.name}.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path.name} is no Python file; expected a benchmark such as ops/momentum.py")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import os
 import platform
@@ -58,8 +59,15 @@ def versions() -> dict[str, str | None]:
     }
 
 
+def now() -> str:
+    """Date and time, UTC, ISO 8601."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
 def commit() -> tuple[str | None, bool | None]:
-    """Commit of the checkout, and whether files differ from it (results aside); (None, None) outside of git."""
+    """Commit of the checkout, and whether files differ from it (results aside); (None, None) outside of one."""
+    if not (REPOSITORY / "pyproject.toml").is_file():  # installed: an enclosing repository would be another one
+        return None, None
     git = ["git", "-C", str(REPOSITORY)]
     head = _first_line([*git, "rev-parse", "HEAD"])
     changes = _output([*git, "status", "--porcelain", "--", ".", ":!benchmarks/results"])

@@ -3,7 +3,8 @@
 #
 #   benchmarks/gpu.sh --output DIR [--device cuda|cpu] [--quick|--full]
 #
-# DIR/results.json is rewritten after every benchmark, DIR/log.txt holds all that was printed, the summary last.
+# DIR/results.json is rewritten after every benchmark, DIR/log.txt holds all that was printed, the summary last;
+# DIR/bench.html is the page of them.
 # PYTHON names the interpreter (default: python3); it has to have torch, triton, click, rich and pytest.
 # Where tests fail the benchmarks still run, but the results say so and the exit code is not 0.
 set -euo pipefail
@@ -24,6 +25,10 @@ left() { # seconds left for a stage that may take at most $1; never 0, which mea
   echo $((remaining < $1 ? remaining : $1))
 }
 
+blip_fast() {
+  "$python" -c 'from blip_fast.cli import main; main()' "$@"
+}
+
 build() {
   local limit log="$scratch/build.log"
   limit=$(left "$build_limit")
@@ -41,7 +46,9 @@ build() {
     tail -n 60 "$log"
     fail "the build failed (its last lines are above); there is nothing to measure"
   fi
-  ln -sfn ../kernels blip_fast/kernels # what installing does: kernels/ is the package blip_fast.kernels
+  for folder in kernels benchmarks; do # what installing does: they are packages in blip_fast
+    ln -sfn "../$folder" "blip_fast/$folder"
+  done
   echo "built by cmake"
 }
 
@@ -49,14 +56,15 @@ run_stages() {
   local passed=--tests-passed status=0
   echo "== build"
   build
-  "$python" -c 'from blip_fast.cli import main; main(["doctor"])' || echo "doctor failed"
+  blip_fast doctor || echo "doctor failed"
 
   echo "== tests"
   timeout "$(left "$test_limit")" "$python" -m pytest tests/ops -x -q || passed=--tests-failed
 
   echo "== benchmarks ($((total - SECONDS)) s left)"
-  "$python" -m benchmarks --device "$device" "$extent" "$passed" --time-limit "$(left "$total")" \
+  blip_fast bench run --device "$device" "$extent" "$passed" --time-limit "$(left "$total")" \
     --json "$output/results.json" || status=$?
+  [[ ! -f $output/results.json ]] || blip_fast bench report "$output/results.json" --output "$output/bench.html"
   [[ $passed == --tests-passed && $status -eq 0 ]]
 }
 
@@ -91,5 +99,5 @@ if [[ $device == cuda && -z ${BLIP_FAST_CUDA_ARCHS:-} ]]; then
 fi
 
 scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"; [[ ! -L blip_fast/kernels ]] || rm blip_fast/kernels' EXIT
+trap 'rm -rf "$scratch"; for link in blip_fast/{kernels,benchmarks}; do [[ ! -L $link ]] || rm "$link"; done' EXIT
 run_stages 2>&1 | tee "$output/log.txt"

@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.check import check_variants, start_variants
-from benchmarks.environment import last_level_cache_bytes
-from benchmarks.job import Aim, Case, Setting, Variant
-from benchmarks.limits import Limits, MachineLimits
-from benchmarks.memory import peak_extra_bytes
-from benchmarks.results import AimResult, CaseResult, Row, Verdict
-from benchmarks.stats import Interval, median_interval, ratio_interval, summarize
-from benchmarks.timing import capture_cuda_graph, clock_for, time_interleaved
+from . import environment
+from .check import check_variants, start_variants
+from .job import Aim, Case, Setting, Variant
+from .limits import Limits, MachineLimits
+from .memory import peak_extra_bytes
+from .results import AimResult, CaseResult, Row, Verdict
+from .stats import Interval, median_interval, ratio_interval, summarize
+from .timing import capture_cuda_graph, clock_for, time_interleaved
 
 CACHES_OF_INPUT = 4  # input sets together are this many times the last-level cache
 MAX_INPUT_SETS = 64
@@ -46,7 +46,7 @@ def run_case(benchmark: str, case: Case, setting: Setting, machine: MachineLimit
     input_sets = make_input_sets(case, setting.device)
     failures = start_variants(case.variants, input_sets[0])
     running = [variant for variant in case.variants if variant.unavailable is None and variant.name not in failures]
-    measured = _measure(running, input_sets, setting) if running else {}
+    measured = _measure(running, input_sets, setting, case.min_rounds) if running else {}
     del input_sets
     gc.collect()
     limits = before.best(machine.measure(case.dtype, case.flops, case.bytes))
@@ -67,7 +67,10 @@ def run_case(benchmark: str, case: Case, setting: Setting, machine: MachineLimit
         bound=limits.bound(case.flops, case.bytes),
         rows=rows,
         items=case.items,
+        size=case.size,
         aims=[judge_aim(aim, case, right, limits) for aim in case.aims],
+        date=environment.now(),
+        commit=environment.commit()[0],
     )
 
 
@@ -77,7 +80,7 @@ def make_input_sets(case: Case, device: torch.device) -> list[tuple[Any, ...]]:
     count = case.input_sets
     if count is None:
         size = sum(leaf.nbytes for leaf in tree_leaves(first) if isinstance(leaf, torch.Tensor))
-        count = math.ceil(CACHES_OF_INPUT * last_level_cache_bytes(device) / max(size, 1))
+        count = math.ceil(CACHES_OF_INPUT * environment.last_level_cache_bytes(device) / max(size, 1))
     return [first, *(case.inputs(seed) for seed in range(1, min(count, MAX_INPUT_SETS)))]
 
 
@@ -113,10 +116,10 @@ def _reached(aim: Aim, case: Case, ours: Measurement, other: Measurement | None,
 
 
 def _measure(
-    variants: Sequence[Variant], input_sets: Sequence[tuple[Any, ...]], setting: Setting
+    variants: Sequence[Variant], input_sets: Sequence[tuple[Any, ...]], setting: Setting, min_rounds: int
 ) -> dict[str, Measurement]:
     clock = clock_for(setting.device)
-    times = time_interleaved(variants, input_sets, clock, setting.seconds)
+    times = time_interleaved(variants, input_sets, clock, setting.seconds, min_rounds)
     peaks = [_peak(variant, input_sets[0], setting.device) for variant in variants]
     graphs, failures = _capture([v for v in variants if v.cuda_graph], input_sets[0], setting.device)
     graph_times: Iterable[NDArray[np.float64]] = ()

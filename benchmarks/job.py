@@ -6,20 +6,33 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+MIN_ROUNDS = 5
 ROLES = ("baseline", "ours", "peer")
 AIM_OVER = {"memory": "the name of a variant", "items": "None"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What a run is asked for: the device, and whether it is the quick set (make ``bench``) or everything."""
+    """What a run is asked for.
+
+    Attributes:
+        device: where it runs.
+        quick: the quick set (make ``bench``), or everything and longer.
+        dtype: only the cases of this dtype; None: all.
+        peers: only the peers whose names contain one of these words; None: all. Baselines stay.
+        published: a checkout of the published code, to run as a peer.
+    """
 
     device: torch.device
     quick: bool = True
+    dtype: torch.dtype | None = None
+    peers: tuple[str, ...] | None = None
+    published: Path | None = None
 
     @property
     def seconds(self) -> float:
@@ -27,6 +40,19 @@ class Setting:
         if self.device.type == "cuda":  # steadier than a CPU
             return 2.0 if self.quick else 6.0
         return 4.0 if self.quick else 20.0
+
+    def select(self, case: Case) -> Case | None:
+        """The case with the peers that were asked for; None where its dtype was not."""
+        if self.dtype not in (None, case.dtype):
+            return None
+        variants = [variant for variant in case.variants if variant.role != "peer" or self._wants(variant.name)]
+        names = {variant.name for variant in variants}
+        return dataclasses.replace(
+            case, variants=variants, aims=[aim for aim in case.aims if aim.over in {None} | names]
+        )
+
+    def _wants(self, peer: str) -> bool:
+        return self.peers is None or any(word.lower() in peer.lower() for word in self.peers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +108,9 @@ class Case:
     for each tensor.
     ``flops`` and ``bytes`` are what the job must do: the fewest operations, and each input read once and each output
     written once. ``dtype`` names the matrix-product rate that ``flops`` are held against. ``items`` is what a call gets
-    done, such as ``(75, "pairs")``; the table then has a column of pairs per second.
+    done, such as ``(75, "pairs")``; the table then has a column of pairs per second. ``min_rounds`` are timed however long
+    they take.
+    ``size``: for a case of a sweep, the quantity that varies and its value, such as ``("queue", 57600)``.
     """
 
     name: str
@@ -96,6 +124,8 @@ class Case:
     aims: Sequence[Aim] = ()
     items: tuple[int, str] | None = None
     input_sets: int | None = None
+    size: tuple[str, float] | None = None
+    min_rounds: int = MIN_ROUNDS
 
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.environment import last_level_cache_bytes
-from benchmarks.timing import Clock, clock_for
+from .environment import last_level_cache_bytes
+from .timing import Clock, clock_for
 
 BUFFER_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}  # at least; more where the caches are large
 GEMM_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}

@@ -1,6 +1,6 @@
 """Where a BLIP-base pre-training step of the published model spends its time, and what fusing pointwise work could win.
 
-    python -m benchmarks.profile_step --output benchmarks/results/profile_cpu.md
+    python -m blip_fast.benchmarks.profile_step --output benchmarks/results/profile_cpu.md
 
 A fused operation can at best make its group of operations free, so a group's share bounds what fusing it can win. For a GPU
 in bf16 autocast, where the products are fast and memory traffic weighs more, the second table counts the bytes instead.
@@ -18,9 +18,10 @@ import click
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.environment import machine
 from blip_fast.config import BlipConfig
 from blip_fast.reference import BlipPretrain
+
+from .environment import machine
 
 CAPTION_LENGTHS = (13, 10, 16, 13)  # of 30; their mean is 13, as in the web data
 PADDED = 30
@@ -125,7 +126,8 @@ def report(seconds: dict[str, float], config: BlipConfig, threads: int) -> str:
     lines = [
         "# Profile of a pre-training step of the published model (BLIP-base, 224 px)",
         "",
-        f"Written by `python -m benchmarks.profile_step`. {facts['cpu']}, {threads} thread(s), torch {torch.__version__},",
+        f"Written by `python -m blip_fast.benchmarks.profile_step`. {facts['cpu']}, {threads} thread(s), "
+        f"torch {torch.__version__},",
         f"fp32, batch {len(CAPTION_LENGTHS)}, captions of 13 tokens padded to {PADDED}. A step takes {total:.2f} s.",
         "",
         "| group | s per step | share |",
@@ -163,4 +165,4 @@ def main(threads: int, steps: int, output: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m benchmarks.profile_step")
+    main(prog_name="python -m blip_fast.benchmarks.profile_step")

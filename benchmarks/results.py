@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 
-from benchmarks import environment
-from benchmarks.limits import Limits
-from benchmarks.stats import Interval, Summary
 from blip_fast.checkpoints.files import write_atomically
 
-SCHEMA = 2
+from . import environment
+from .limits import Limits
+from .stats import Interval, Summary
+
+SCHEMA = 3
 Verdict = Literal["met", "missed", "within noise", "not measured"]
 T = TypeVar("T")
 
@@ -63,7 +63,8 @@ class AimResult:
 class CaseResult:
     """One case: what the job needs, the limits measured in the same run, and a row for each variant.
 
-    ``items``: how many of what a call gets done, such as ``[75, "pairs"]``.
+    ``items``: how many of what a call gets done, such as ``[75, "pairs"]``. ``size``: what varies in a sweep, and its value.
+    ``date`` and ``commit`` are those of the measurement: cases of one file may have been measured one after the other.
     """
 
     benchmark: str
@@ -75,8 +76,11 @@ class CaseResult:
     limits: Limits
     bound: str
     items: tuple[int, str] | None
+    size: tuple[str, float] | None
     rows: list[Row]
     aims: list[AimResult]
+    date: str
+    commit: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +108,24 @@ class Document:
 def new_document(device: torch.device, quick: bool) -> Document:
     """A document without cases, describing this machine now."""
     commit, dirty = environment.commit()
-    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     machine, versions = environment.machine(device), environment.versions()
-    return Document(SCHEMA, date, commit, dirty, device.type, quick, None, machine, versions, [], [])
+    return Document(SCHEMA, environment.now(), commit, dirty, device.type, quick, None, machine, versions, [], [])
+
+
+def keep_others(document: Document, path: Path, benchmarks: Container[str]) -> Document:
+    """``document`` with the cases that the file ``path`` holds of other benchmarks than these, for one growing file.
+
+    Raises ValueError where the file tells of another machine, whose figures must not stand beside these.
+    """
+    before = read(path)
+    for fact in ("cpu", "cpus", "gpu"):
+        one, other = before.machine.get(fact), document.machine.get(fact)
+        if one != other:
+            raise ValueError(
+                f"{path.name} holds results of another machine: {fact} is {one!r} there and {other!r} here"
+            )
+    kept = [case for case in before.cases if case.benchmark not in benchmarks]
+    return dataclasses.replace(document, cases=kept + document.cases)
 
 
 def write(document: Document, path: Path) -> None:
@@ -136,9 +155,8 @@ def read(path: Path) -> Document:
 def _case(values: Mapping[str, Any]) -> CaseResult:
     rows = [_build(Row, row | _nested(row, time=Summary, speedup=Interval)) for row in values.get("rows", [])]
     aims = [_build(AimResult, aim | _nested(aim, reached=Interval)) for aim in values.get("aims", [])]
-    items = None if values.get("items") is None else tuple(values["items"])
-    lists = {"rows": rows, "aims": aims} | ({"items": items} if "items" in values else {})
-    return _build(CaseResult, {**values, **_nested(values, limits=Limits), **lists})
+    pairs = {name: tuple(values[name]) for name in ("items", "size") if values.get(name) is not None}
+    return _build(CaseResult, {**values, **_nested(values, limits=Limits), **pairs, "rows": rows, "aims": aims})
 
 
 def _nested(values: Mapping[str, Any], **classes: type[Any]) -> dict[str, Any]:

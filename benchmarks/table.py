@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.results import AimResult, CaseResult, Document, Row
-from benchmarks.stats import Interval
+from .results import AimResult, CaseResult, Document, Row
+from .stats import Interval
 
 BUSY = 0.5  # load per CPU, before the run
 LOG_WIDTH = 150  # where the output is no terminal
@@ -46,18 +46,13 @@ def print_case(case: CaseResult, console: Console) -> None:
         table.add_column(head, justify="right")
     for row in case.rows:
         rate = [f"{case.items[0] / row.time.median_s:.4g}" if row.time else "-"] if case.items else []
-        cells = _cells(row) + rate + ([_seconds(row.graph_median_s)] if graphs else [])
+        cells = row_cells(row) + rate + ([_seconds(row.graph_median_s)] if graphs else [])
         table.add_row(escape(row.variant), *cells, style=STYLES[row.status])
     console.print(table)
     for row in case.rows:
         if row.reason:
             console.print(f"  {escape(row.variant)}: {row.status}: {escape(row.reason)}", style=STYLES[row.status])
-    limits = case.limits
-    console.print(
-        f"  limits here: {limits.gemm_rate / 1e12:.3g} TFLOP/s ({case.dtype} matrix product), "
-        f"{limits.copy_bandwidth / 1e9:.4g} GB/s copy, {limits.update_bandwidth / 1e9:.4g} GB/s update in place; "
-        f"{case.bound} bound, floor {_seconds(limits.floor_s(case.flops, case.bytes))}"
-    )
+    console.print(f"  {escape(describe_limits(case))}")
     for aim in case.aims:
         console.print(f"  {escape(describe_aim(aim, case.items))}")
     console.print()
@@ -75,7 +70,7 @@ def print_summary(document: Document, console: Console) -> None:
         if ours:
             best = min(ours, key=lambda row: row.time.median_s if row.time else 0.0)
             met = sum(aim.verdict == "met" for aim in case.aims)
-            median, _, _, speedup, share, extra, _ = _cells(best)
+            median, _, _, speedup, share, extra, _ = row_cells(best)
             name, aims = f"{case.benchmark}: {case.case}", f"{met} of {len(case.aims)}"
             table.add_row(escape(name), escape(best.variant), median, speedup, share, extra, aims)
     console.print(table)
@@ -85,6 +80,16 @@ def print_summary(document: Document, console: Console) -> None:
         console.print("The tests did not pass: these are no times of a correct program.", style="bold red")
     if not document.failed:
         console.print(f"{len(document.cases)} cases measured; every answer was right.")
+
+
+def describe_limits(case: CaseResult) -> str:
+    """The machine's limits that were measured around a case, and what they leave of its time."""
+    limits = case.limits
+    return (
+        f"limits here: {limits.gemm_rate / 1e12:.3g} TFLOP/s ({case.dtype} matrix product), "
+        f"{limits.copy_bandwidth / 1e9:.4g} GB/s copy, {limits.update_bandwidth / 1e9:.4g} GB/s update in place; "
+        f"{case.bound} bound, floor {_seconds(limits.floor_s(case.flops, case.bytes))}"
+    )
 
 
 def describe_speedup(speedup: Interval) -> str:
@@ -121,7 +126,8 @@ def _failed_rows(document: Document) -> list[str]:
     ]
 
 
-def _cells(row: Row) -> list[str]:
+def row_cells(row: Row) -> list[str]:
+    """What a table says of a variant: median, quantiles, runs, speed-up, share of the limit, extra memory, error."""
     error = "-" if row.error is None else f"{row.error:.1e}"
     if row.time is None:
         return [row.status, "-", "-", "-", "-", "-", error]

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.job import Variant
+from .job import MIN_ROUNDS, Variant
 
-MIN_ROUNDS = 5
 MAX_ROUNDS = 1000
 WARMUP_ROUNDS = 1  # the harness has called every variant once before
 

@@ -12,13 +12,15 @@ import click
 import torch
 from rich.console import Console
 
-from benchmarks.discovery import Benchmark, load
-from benchmarks.environment import REPOSITORY
-from benchmarks.harness import run_case
-from benchmarks.job import Setting
-from benchmarks.limits import MachineLimits
-from benchmarks.results import CaseResult, Document, new_document, read, write
-from benchmarks.table import new_console, print_case
+from .discovery import Benchmark, load
+from .environment import REPOSITORY
+from .harness import run_case
+from .job import Setting
+from .limits import MachineLimits
+from .results import CaseResult, Document, new_document, read, write
+from .table import new_console, print_case
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def run_in_child(benchmark: Benchmark, setting: Setting, seconds: float) -> tuple[list[CaseResult], list[str]]:
@@ -30,9 +32,8 @@ def run_in_child(benchmark: Benchmark, setting: Setting, seconds: float) -> tupl
         return [], [f"{benchmark.name}: not run, no time was left"]
     with tempfile.TemporaryDirectory() as folder:
         json_file = Path(folder) / "results.json"
-        quick = "--quick" if setting.quick else "--full"
-        command = [sys.executable, "-m", "benchmarks.worker", str(benchmark.path), str(json_file)]
-        command += ["--device", setting.device.type, quick]
+        command = [sys.executable, "-m", f"{__package__}.worker", str(benchmark.path), str(json_file)]
+        command += _options(setting)
         sys.stdout.flush()  # what was printed so far comes before what the process prints
         failures = []
         try:
@@ -52,7 +53,7 @@ def run_benchmark(benchmark: Benchmark, setting: Setting, json_file: Path, conso
     document = new_document(setting.device, setting.quick)
     machine = MachineLimits(setting.device)
     try:
-        for case in benchmark.cases(setting):
+        for case in filter(None, map(setting.select, benchmark.cases(setting))):
             result = run_case(benchmark.name, case, setting, machine)
             document.cases.append(result)
             print_case(result, console)
@@ -69,12 +70,42 @@ def run_benchmark(benchmark: Benchmark, setting: Setting, json_file: Path, conso
 @click.argument("json_file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--device", required=True)
 @click.option("--quick/--full", required=True)
-def main(path: Path, json_file: Path, device: str, quick: bool) -> None:
+@click.option("--dtype", type=click.Choice(sorted(DTYPES)))
+@click.option("--peers")
+@click.option("--published", type=click.Path(file_okay=False, path_type=Path))
+def main(
+    path: Path,
+    json_file: Path,
+    device: str,
+    quick: bool,
+    dtype: str | None,
+    peers: str | None,
+    published: Path | None,
+) -> None:
     """Run the benchmark file PATH and write its results to JSON_FILE."""
     benchmark = load(path)
     if benchmark is None:
         raise click.BadParameter(f"{path.name} has no function 'cases'", param_hint="PATH")
-    run_benchmark(benchmark, Setting(torch.device(device), quick), json_file, new_console())
+    setting = Setting(torch.device(device), quick, DTYPES.get(dtype or ""), split_peers(peers), published)
+    run_benchmark(benchmark, setting, json_file, new_console())
+
+
+def split_peers(text: str | None) -> tuple[str, ...] | None:
+    """``auto`` or nothing: all (None); ``none``: no peers; else names with commas between them."""
+    if text in (None, "auto"):
+        return None
+    return () if text == "none" else tuple(text.split(","))
+
+
+def _options(setting: Setting) -> list[str]:
+    options = ["--device", setting.device.type, "--quick" if setting.quick else "--full"]
+    if setting.dtype is not None:
+        options += ["--dtype", str(setting.dtype).removeprefix("torch.")]
+    if setting.peers is not None:
+        options += ["--peers", ",".join(setting.peers) or "none"]
+    if setting.published is not None:
+        options += ["--published", str(setting.published)]
+    return options
 
 
 def _describe_code(code: int) -> str:

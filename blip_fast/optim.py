@@ -33,6 +33,9 @@ class AdamWMomentum(torch.optim.Optimizer):
     through: gradients are unscaled on the fly, and a step with Inf is skipped - but not by the copies, which as
     published follow in every iteration.
 
+    **Sharded** parameters (DTensors, as FSDP2 makes them) are updated in place, each rank its own rows, without
+    communication: copies must be sharded like their parameters, as they are where one `fully_shard` holds both.
+
     Args:
         params: float32 parameters (masters), or groups of them with their own options.
         momentum_pairs: ``{param: copy}``, or pairs ``(copy, param)`` as ``model.momentum_pairs()`` gives them. Copies
@@ -101,13 +104,14 @@ class AdamWMomentum(torch.optim.Optimizer):
         """Step of one group; takes the copies that moved with it out of ``left``."""
         params = [param for param in group["params"] if param.grad is not None]
         states = [self._state_of(param) for param in params]
+        copies = [left.pop(param, None) for param in params]
         adamw_momentum_step_(
-            params,
-            [param.grad.contiguous() for param in params],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            [own_rows(param) for param in params],
+            [own_rows(param.grad).contiguous() for param in params],
+            [own_rows(state["exp_avg"]) for state in states],
+            [own_rows(state["exp_avg_sq"]) for state in states],
             [state["step"] for state in states],
-            [left.pop(param, None) for param in params],
+            [None if copy is None else own_rows(copy) for copy in copies],
             **{name: group[name] for name in ("lr", "betas", "eps", "weight_decay")},
             momentum=self.momentum,
             grad_factor=grad_factor,
@@ -115,7 +119,8 @@ class AdamWMomentum(torch.optim.Optimizer):
         )
 
     def _follow(self, copies: dict[Tensor, Tensor]) -> None:
-        momentum_update_(list(copies.values()), list(copies), self.momentum)
+        own = [(own_rows(copy), own_rows(param)) for param, copy in copies.items()]
+        momentum_update_([copy for copy, _ in own], [param for _, param in own], self.momentum)
         self.copies_behind = False
 
     def _state_of(self, param: Tensor) -> dict[str, Tensor]:
@@ -179,3 +184,8 @@ class AdamWMomentum(torch.optim.Optimizer):
                 if entry := self.state.get(param):
                     step = torch.as_tensor(entry["step"], dtype=torch.float32, device=param.device)
                     entry["step"] = step.reshape(())
+
+
+def own_rows(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor; a tensor that is not sharded, itself."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

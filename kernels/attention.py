@@ -1,4 +1,4 @@
-"""What the attention kernels share: online softmax, dropout by logical coordinates, and their tile sizes.
+"""What the attention kernels share: online softmax, dropout by logical coordinates, and their specimens.
 
 Probabilities are ``2 ** (dot * log2_scale - shift) / sum`` with ``dot = q . k`` and ``log2_scale = scale * log2(e)``: one
 fused multiply-add and one power. Each row keeps shift and sum for its backward pass.
@@ -6,8 +6,6 @@ fused multiply-add and one power. Each row keeps shift and sum for its backward 
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import itertools
 from typing import Any
 
@@ -17,6 +15,7 @@ import triton.language as tl
 
 from blip_fast.kernels.aot import Specimen
 from blip_fast.kernels.philox import philox
+from blip_fast.kernels.tiles import Job, Tile, tile_by_rule
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -88,71 +87,31 @@ def keys_of_image(p_lengths, image, B, L):
     return length
 
 
-@dataclasses.dataclass(frozen=True)
-class Tile:
-    """Launch parameters of an attention kernel: queries and keys of a block, warps, stages of its pipeline."""
-
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
-
-
-# What was measured to be fastest, by (architecture, kernel, rows of a tile, head size, bytes per element). None yet.
-STORED_TILES: dict[tuple[int, str, int, int, int], Tile] = {}
-
-
-@functools.cache
-def tile_for(kernel: str, tile_rows: int, head_size: int, itemsize: int, device: torch.device) -> Tile:
-    """The stored tile for this GPU, or else the one by rule. ``head_size`` is rounded up to a power of two."""
-    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
-    arch = 10 * major + minor
-    stored = STORED_TILES.get((arch, kernel, tile_rows, head_size, itemsize))
-    return stored or tile_by_rule(kernel, tile_rows, head_size, itemsize)
-
-
-def tile_by_rule(kernel: str, tile_rows: int, head_size: int, itemsize: int) -> Tile:
-    """The largest tile of which nothing spills to memory, as ahead-of-time compilation shows.
-
-    16-bit types: 64 keys, which is what one set of Philox words covers. fp32: products without tensor cores take many more
-    registers, hence small tiles.
-    """
-    wide = head_size > 64
-    if itemsize == 4:
-        if kernel == "forward":
-            return Tile(16, 32, 8, 1) if wide else Tile(16, 64, 8, 2)
-        if kernel == "grad_query":
-            return Tile(16, 64, 8, 3 if wide else 1)
-        return Tile(16, 64, 8, 2 if wide else 1)
-    if kernel == "forward":
-        rows = min(tile_rows, 32 if wide else 128)
-        return Tile(rows, 64, 8 if rows == 128 else 4, 3 if rows == 16 else 2)
-    if kernel == "grad_query":
-        return Tile(min(tile_rows, 32), 64, 4, 2)
-    return Tile(32, 64, 8 if wide else 4, 2)
-
-
 def attention_specimens(kernel: Any, name: str, tile_rows: tuple[int, ...]) -> list[Specimen]:
     """The kernel at the tiles that it is launched with: head sizes 64 and 128, bf16 and fp32, with dropout and without."""
     launches = {}
     for head_size, dtype, rows in itertools.product((64, 128), ("bf16", "fp32"), tile_rows):
-        tile = tile_by_rule(name, rows, head_size, 2 if dtype == "bf16" else 4)
+        tile = tile_by_rule(Job(name, rows, head_size, 2 if dtype == "bf16" else 4))
         launches.setdefault((head_size, dtype, tile), rows)
     return [
-        _specimen(kernel, head_size, dtype, tile, rows, dropout)
+        attention_specimen(kernel, head_size, dtype, tile, dropout, TILE_ROWS=rows)
         for (head_size, dtype, tile), rows in launches.items()
         for dropout in (False, True)
     ]
 
 
-def _specimen(kernel: Any, head_size: int, dtype: str, tile: Tile, tile_rows: int, dropout: bool) -> Specimen:
-    constants = {"D": head_size, "BLOCK_D": head_size, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
-    constants |= {"TILE_ROWS": tile_rows, "PRECISION": "ieee"}
+def attention_specimen(
+    kernel: Any, head_size: int, dtype: str, tile: Tile, dropout: bool, **constants: Any
+) -> Specimen:
+    """One kernel at one tile, with the constants that it has beside those of all attention kernels."""
+    constants |= {"D": head_size, "BLOCK_D": head_size, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+    constants |= {"PRECISION": "ieee"}
     constants |= {} if dropout else {"p_seed": None, "p_offset": None}
     fixed = {name: value for name, value in constants.items() if name in kernel.arg_names}
     signature = {name: _argument_type(name, dtype) for name in kernel.arg_names if name not in fixed}
     aligned = tuple(name for name in signature if name.startswith("stride_"))
-    label = f"{dtype}, D={head_size}, {tile.block_m} x {tile.block_n}" + (", dropout" if dropout else "")
+    label = f"{dtype}, D={head_size}, {tile.block_m} x {tile.block_n}"
+    label += (", causal" if constants.get("CAUSAL") else "") + (", dropout" if dropout else "")
     return Specimen(kernel, signature, fixed, tile.num_warps, tile.num_stages, label, aligned)
 
 

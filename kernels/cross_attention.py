@@ -27,8 +27,8 @@ from blip_fast.kernels.attention import (
     precision,
     rows_of_tile,
     softmax_shift,
-    tile_for,
 )
+from blip_fast.kernels.tiles import tile_for
 from blip_fast.reference.cross_attention import split_key_value
 from blip_fast.reference.row_groups import RowGroups
 

@@ -24,8 +24,8 @@ from blip_fast.kernels.attention import (
     keys_of_image,
     precision,
     rows_of_tile,
-    tile_for,
 )
+from blip_fast.kernels.tiles import tile_for
 from blip_fast.reference.cross_attention import split_key_value
 from blip_fast.reference.row_groups import RowGroups
 

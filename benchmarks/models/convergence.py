@@ -1,6 +1,6 @@
 """Do the published and the fused path learn alike? 300 pre-training steps on the bundled drawings.
 
-    python -m benchmarks.models.convergence --output benchmarks/results
+    python -m blip_fast.benchmarks.models.convergence --output benchmarks/results
 
 Without dropout and with given negatives both paths compute the same function, and their loss curves must stay within 1e-3 of
 each other, relative to the loss. Training amplifies differences of rounding, the more the higher the learning rate: a third
@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.environment import REPOSITORY
 from blip_fast import models, reference
 from blip_fast.config import BlipConfig
 from blip_fast.optim import AdamWMomentum
+
+from ..environment import REPOSITORY
 
 DATA = REPOSITORY / "blip_fast" / "data" / "demo"
 PATHS = ("reference", "blip_fast")

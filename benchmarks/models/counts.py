@@ -1,6 +1,6 @@
 """What a BLIP-base pre-training step costs, counted and not timed: FLOPs, and how often the host waits for the device.
 
-    python -m benchmarks.models.counts --output benchmarks/results/counts.json
+    python -m blip_fast.benchmarks.models.counts --output benchmarks/results/counts.json
 
 FLOPs are those of forward and backward of four captions as long as COCO's. Reads of the published model are its draws of
 negatives: two per pair.
@@ -19,10 +19,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from benchmarks.captions import PADDED_LENGTH, caption_lengths, padded_texts
 from blip_fast import models, reference
 from blip_fast.config import BlipConfig
 from blip_fast.optim import AdamWMomentum
+
+from ..captions import PADDED_LENGTH, caption_lengths, padded_texts
 
 BATCH = 4
 ALPHA = 0.4

@@ -17,20 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.captions import PADDED_LENGTH, caption_lengths, padded_texts
-from benchmarks.job import Aim, Case, Setting, Variant
-from benchmarks.models.counts import pretraining_flops
-from benchmarks.peers.tuned import tuned
-from benchmarks.weights import Weights, same_weights
 from blip_fast import models, reference
 from blip_fast.config import BlipConfig
 from blip_fast.data.packing import PackedTexts, pack
 from blip_fast.optim import AdamWMomentum
 
+from ..captions import PADDED_LENGTH, caption_lengths, padded_texts
+from ..job import MIN_ROUNDS, Aim, Case, Setting, Variant
+from ..peers.tuned import tuned
+from ..weights import Weights, same_weights
+from .counts import pretraining_flops
+
 PLACE = 60  # compiling takes long: what is quick comes first
 ALPHA = 0.4
 RECIPE: dict[str, Any] = {"lr": 3e-4, "weight_decay": 0.05}  # as published
 BATCHES = {"cpu": (4,), "cuda": (75, 256)}
+ROUNDS_ON_CPU = 3  # of steps that take 10 s
 LARGEST_PUBLISHED = 75  # of the published model on a GPU: its activations in fp32 take all memory above
 TOLERANCE = {"cpu": 1e-4, "cuda": 0.1}  # of losses and gradients; on a GPU bf16 against fp32
 NO_PRETRAINING = "transformers has no pre-training of BLIP: no momentum encoders, queues or hard negatives"
@@ -127,6 +129,7 @@ def _case(name: str, config: BlipConfig, batch: int, device: torch.device) -> Ca
         aims=[aim for aim in AIMS[device.type] if fits or aim.over != "reference"],
         items=(batch, "pairs"),
         input_sets=2,
+        min_rounds=MIN_ROUNDS if on_gpu else ROUNDS_ON_CPU,
     )
 
 

@@ -12,15 +12,16 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from benchmarks.captions import caption_lengths, padded_texts
-from benchmarks.job import Aim, Case, Setting, Variant
-from benchmarks.models.counts import count_flops
-from benchmarks.peers.huggingface import HuggingFaceMatching
-from benchmarks.weights import same_weights
 from blip_fast import models, reference
 from blip_fast.config import BlipConfig
 from blip_fast.reference.retrieval import rerank_texts
 from blip_fast.reference.text import with_first_token
+
+from ..captions import caption_lengths, padded_texts
+from ..job import Aim, Case, Setting, Variant
+from ..peers.huggingface import HuggingFaceMatching
+from ..weights import same_weights
+from .counts import count_flops
 
 PLACE = 70
 TOKENS = (384 // 16) ** 2 + 1

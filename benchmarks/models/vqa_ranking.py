@@ -11,12 +11,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.captions import padded_texts
-from benchmarks.job import Aim, Case, Setting, Variant
-from benchmarks.models.counts import count_flops
-from benchmarks.weights import same_weights
 from blip_fast import models, reference
 from blip_fast.config import BlipConfig
+
+from ..captions import padded_texts
+from ..job import Aim, Case, Setting, Variant
+from ..weights import same_weights
+from .counts import count_flops
 
 PLACE = 80
 TOKENS = (480 // 16) ** 2 + 1

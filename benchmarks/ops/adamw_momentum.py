@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.backends import backend_variants
-from benchmarks.job import Aim, Case, Setting, Variant
 from blip_fast.config import BlipConfig
 from blip_fast.ops import adamw_momentum_step_, momentum_update_
 from blip_fast.reference import BlipPretrain
+
+from ..backends import backend_variants
+from ..job import Aim, Case, Setting, Variant
 
 PLACE = 45
 MOMENTUM = 0.995

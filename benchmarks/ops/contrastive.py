@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.backends import backend_variants
-from benchmarks.job import Aim, Case, Setting, Variant
 from blip_fast.config import BlipConfig
 from blip_fast.ops import contrastive_loss
 from blip_fast.reference.contrastive import contrastive_loss as published
+
+from ..backends import backend_variants
+from ..job import Aim, Case, Setting, Variant
 
 PLACE = 30
 ALPHA, TEMPERATURE = 0.4, 0.07
@@ -32,18 +33,19 @@ def cases(setting: Setting) -> Iterable[Case]:
     """Published queue at batch 16 and 75, fp32 on a CPU and bf16 on a GPU; with ``--full`` also alpha 0 and the other dtype."""
     on_gpu = setting.device.type == "cuda"
     dtype, other = (torch.bfloat16, torch.float32) if on_gpu else (torch.float32, torch.bfloat16)
+    queued = BlipConfig.base().queue_size
     for batch in (16, 75):
-        yield _case(batch, ALPHA, dtype, setting.device)
+        yield contrastive_case(batch, queued, ALPHA, dtype, setting.device)
     if not setting.quick:
-        yield _case(75, 0.0, dtype, setting.device)
-        yield _case(75, ALPHA, other, setting.device)
+        yield contrastive_case(75, queued, 0.0, dtype, setting.device)
+        yield contrastive_case(75, queued, ALPHA, other, setting.device)
         if on_gpu:
-            yield _case(256, ALPHA, dtype, setting.device)
+            yield contrastive_case(256, queued, ALPHA, dtype, setting.device)
 
 
-def _case(batch: int, alpha: float, dtype: torch.dtype, device: torch.device) -> Case:
-    config = BlipConfig.base()
-    embed, queued = config.embed_dim, config.queue_size
+def contrastive_case(batch: int, queued: int, alpha: float, dtype: torch.dtype, device: torch.device) -> Case:
+    """The loss of ``batch`` pairs against ``queued`` keys for each direction."""
+    embed = BlipConfig.base().embed_dim
 
     def inputs(seed: int) -> tuple[Tensor, ...]:
         generator = torch.Generator(device).manual_seed(seed)

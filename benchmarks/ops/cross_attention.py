@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.backends import backend_variants
-from benchmarks.job import Aim, Case, Setting, Variant
 from blip_fast.ops import cross_attention, group_rows
+
+from ..backends import backend_variants
+from ..job import Aim, Case, Setting, Variant
 
 PLACE = 30
 H, D = 12, 64
@@ -75,10 +76,11 @@ def cases(setting: Setting) -> Iterable[Case]:
             Job("pre-training, 16 images of 197, 4 texts each", 16, 197, captions[:64], 30, other),
             Job("decoding, 32 images of 577, 3 beams", 32, 577, single, 1, other, "decoding"),
         ]
-    return (_case(job, setting.device) for job in jobs)
+    return (attention_case(job, setting.device) for job in jobs)
 
 
-def _case(job: Job, device: torch.device) -> Case:
+def attention_case(job: Job, device: torch.device) -> Case:
+    """Attention of one job, in training forward and backward."""
     train = job.kind != "decoding"
     tokens = int(job.lengths.sum())
 

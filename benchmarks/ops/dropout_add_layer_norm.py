@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.backends import backend_variants
-from benchmarks.job import Aim, Case, Setting, Variant
 from blip_fast.ops import dropout_add_layer_norm
 from blip_fast.reference import dropout_add_layer_norm as reference
+
+from ..backends import backend_variants
+from ..job import Aim, Case, Setting, Variant
 
 PLACE = 70
 C = 768

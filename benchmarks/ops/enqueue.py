@@ -11,10 +11,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from benchmarks.backends import backend_variants
-from benchmarks.job import Aim, Case, Setting, Variant
 from blip_fast.config import BlipConfig
 from blip_fast.ops import enqueue_
+
+from ..backends import backend_variants
+from ..job import Aim, Case, Setting, Variant
 
 PLACE = 60
 BATCH = 75

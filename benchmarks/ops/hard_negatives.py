@@ -11,10 +11,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from benchmarks.backends import backend_variants
-from benchmarks.job import Aim, Case, Setting, Variant
 from blip_fast.ops import mine_hard_negatives
 from blip_fast.reference import draw_hard_negatives, hard_negative_weights
+
+from ..backends import backend_variants
+from ..job import Aim, Case, Setting, Variant
 
 PLACE = 55
 BATCH = 75
@@ -26,12 +27,14 @@ EPSILON = 1e-12
 
 def cases(setting: Setting) -> Iterable[Case]:
     """The pre-training batch against candidates of eight ranks; with ``--full`` also against itself."""
-    yield _case(8 * BATCH, setting)
+    yield mining_case(8 * BATCH, setting)
     if not setting.quick:
-        yield _case(BATCH, setting)
+        yield mining_case(BATCH, setting)
 
 
-def _case(columns: int, setting: Setting) -> Case:
+def mining_case(columns: int, setting: Setting) -> Case:
+    """Draws for a batch among ``columns`` candidates."""
+
     def inputs(seed: int) -> tuple[Tensor, ...]:
         generator = torch.Generator(setting.device).manual_seed(seed)
         sims = torch.randn(2, BATCH, columns, generator=generator, device=setting.device) * 3

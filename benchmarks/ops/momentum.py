@@ -11,11 +11,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from benchmarks.backends import backend_variants
-from benchmarks.job import Aim, Case, Setting, Variant
 from blip_fast.config import BlipConfig
 from blip_fast.ops import momentum_update_
 from blip_fast.reference import BlipPretrain
+
+from ..backends import backend_variants
+from ..job import Aim, Case, Setting, Variant
 
 PLACE = 50
 MOMENTUM = 0.995

@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.weights import same_weights
 from blip_fast.reference import BlipPretrain
 from blip_fast.reference.attention import merge_heads, split_heads
 from blip_fast.reference.contrastive import momentum_keys
 from blip_fast.reference.decoder import LanguageHead, lm_labels, lm_loss
 from blip_fast.reference.text import AttentionCore, KeyValueCache, TextEmbeddings, TextLayer, with_first_token
 from blip_fast.reference.vit import Block, SelfAttention
+
+from ..weights import same_weights
 
 
 class TunedAttentionCore(AttentionCore):

@@ -19,6 +19,7 @@ from blip_fast.checkpoints.huggingface import check_exportable, read_hf_names, w
 from blip_fast.checkpoints.loading import LoadReport, check_complete, fit, load_state, materialise, tied_names
 from blip_fast.checkpoints.published import CHECKPOINT_FILE, State, config_values, read_state, write_checkpoint
 from blip_fast.checkpoints.sources import WEIGHT_FILES, Source, locate, weight_file
+from blip_fast.checkpoints.tokenizers import has_tokenizer, tokenizer_for
 from blip_fast.config import BlipConfig
 
 if TYPE_CHECKING:
@@ -32,11 +33,15 @@ Model = TypeVar("Model", bound="PretrainedModel")
 
 @dataclass
 class Checkpoint:
-    """What was read: tensors under published names, fields of the configuration, and the head, where it is known."""
+    """What was read: tensors under published names, fields of the configuration, and the head, where it is known.
+
+    ``folder`` is where the tokenizer of its vocabulary lies, if there is one.
+    """
 
     state: State
     values: dict[str, Any]
     head: str | None
+    folder: Path | None = None
 
 
 class PretrainedModel(nn.Module):
@@ -45,15 +50,33 @@ class PretrainedModel(nn.Module):
     Attributes:
         head: which of ``blip_fast.checkpoints.heads.HEADS`` the class is.
         load_report: what :meth:`from_pretrained` found; None in a model that was built anew.
+        trained_head: the head that the checkpoint was made for, where it tells; None in a model that was built anew.
     """
 
     head: ClassVar[str]
     config: BlipConfig
     load_report: LoadReport | None = None
+    trained_head: str | None = None
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
         self.config = config
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._tokenizer_folder: Path | None = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Tokenizer for texts given as strings: the one that was set, or BLIP's, or the one saved beside the weights.
+
+        Raises ValueError for a model of another vocabulary than BLIP's that has none.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = tokenizer_for(self.config, self._tokenizer_folder)
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
 
     @classmethod
     def options(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -84,7 +107,8 @@ class PretrainedModel(nn.Module):
         else:  # every tensor is overwritten: initial values, which take longer than the loading, are not computed
             materialise(model)
         model.load_state_dict(matching, strict=False)
-        model.load_report = report
+        model.load_report, model.trained_head = report, checkpoint.head
+        model._tokenizer_folder = checkpoint.folder
         return model.eval()
 
     def save_pretrained(
@@ -99,8 +123,8 @@ class PretrainedModel(nn.Module):
             folder: where to; it is made if needed. With "published" also the name of a file that ends in ``.pth``.
             format: "published" is ``checkpoint.pth`` with {model, config}, which the published code loads;
                 "safetensors" is ``model.safetensors`` and ``config.json``; "hf" is a folder for transformers.
-            tokenizer: stored too in a folder of the last two kinds. In "hf" a model with BLIP's vocabulary gets its
-                tokenizer unasked, because transformers' processor needs one.
+            tokenizer: stored too in a folder of the last two kinds; None stores the model's own. BLIP's is stored only
+                in "hf", because transformers' processor needs one.
 
         At no moment is there a folder or file that looks complete and is not. Raises ValueError where transformers has
         no class for this head.
@@ -111,13 +135,18 @@ class PretrainedModel(nn.Module):
             write_checkpoint(_checkpoint_path(Path(folder)), self, self.config)
         elif format == "hf":
             check_exportable(self.config, self.head)
-            if tokenizer is None and self.config.vocab_size == BlipConfig.vocab_size:
-                from blip_fast.data.tokenizer import load_tokenizer
-
-                tokenizer = load_tokenizer()
-            write_folder(folder, lambda part: write_hf_files(part, self, self.config, self.head, tokenizer))
+            kept = tokenizer or self._kept_tokenizer(with_blips=True)
+            write_folder(folder, lambda part: write_hf_files(part, self, self.config, self.head, kept))
         else:
-            write_folder(folder, lambda part: _write_own_files(part, self, tokenizer))
+            kept = tokenizer or self._kept_tokenizer(with_blips=False)
+            write_folder(folder, lambda part: _write_own_files(part, self, kept))
+
+    def _kept_tokenizer(self, with_blips: bool) -> PreTrainedTokenizerBase | None:
+        """The model's tokenizer, if it has one; BLIP's own on request."""
+        if self.config.vocab_size == BlipConfig.vocab_size:
+            return self.tokenizer if with_blips else None
+        has_one = self._tokenizer is not None or self._tokenizer_folder is not None
+        return self.tokenizer if has_one else None
 
 
 def load_checkpoint(model: PretrainedModel, source: Source) -> LoadReport:
@@ -135,7 +164,9 @@ def read_checkpoint(source: Source, head: str | None = None) -> Checkpoint:
     """Read any kind of checkpoint; ``head`` is the one that is wanted, if that is known."""
     path = locate(source)
     if path.is_dir() and (path / CONFIG_FILE).is_file():
-        return _read_folder(path)
+        checkpoint = _read_folder(path)
+        checkpoint.folder = path if has_tokenizer(path) else None
+        return checkpoint
     if path.is_dir():
         path = _only_checkpoint(path)
     state, settings = read_state(path)

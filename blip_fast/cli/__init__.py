@@ -7,14 +7,25 @@ import importlib
 import click
 
 COMMANDS = {
+    "bench": "Run the benchmarks, compare results, and make a page of them.",
+    "caption": "Write captions for images: files, folders, patterns, lists, webdataset shards.",
+    "capfilt": "Caption and filter a noisy web set (CapFilt).",
     "convert": "Convert checkpoints between the published, safetensors and Hugging Face formats.",
+    "data": "Make data sets to train on.",
     "demo": "Train a small BLIP on bundled pictures and write a report.",
+    "report": "Write a page about a training run.",
+    "train": "Run a published program: pretrain, retrieval, caption, vqa, nlvr, nocaps, retrieval_video.",
+    "train-demo": "Pre-train and fine-tune a small BLIP on 2,743 emoji, half an hour on 2 cores, and report.",
     "doctor": "Show which backends work on this machine, and why the others do not.",
+    "features": "Write features of images, texts or both to a safetensors file.",
+    "match": "Tell how well texts match an image.",
+    "serve": "Open a page for captions, questions and matches with heat maps.",
+    "vqa": "Answer questions about an image.",
 }
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are `blip_fast.cli.<name>:command`."""
+    """A group whose commands are `blip_fast.cli.<name>:command`, dashes read as underscores."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(COMMANDS)
@@ -22,7 +33,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        return importlib.import_module(f"blip_fast.cli.{name}").command
+        return importlib.import_module(f"blip_fast.cli.{name.replace('-', '_')}").command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from blip_fast import reference
 from blip_fast.checkpoints.heads import HEADS
-from blip_fast.checkpoints.huggingface import TOKENIZER_CONFIG
 from blip_fast.checkpoints.pretrained import FORMATS, Format, PretrainedModel, read_checkpoint
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @click.command()
@@ -29,7 +24,7 @@ def command(source: str, target: Path, target_format: Format, head: str | None) 
     """
     try:
         model = _load(source, head)
-        model.save_pretrained(target, target_format, **_tokenizer_of(source, target_format))
+        model.save_pretrained(target, target_format)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{target}: {type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters")
@@ -49,12 +44,3 @@ def _load(source: str, head: str | None) -> PretrainedModel:
         initial = model.load_report.initial
         raise ValueError(f"{source} lacks {len(initial)} tensors of {HEADS[head].class_name}, '{initial[0]}' first")
     return model
-
-
-def _tokenizer_of(source: str, target_format: Format) -> dict[str, PreTrainedTokenizerBase]:
-    """The tokenizer that lies beside the weights, for formats that have a place for it."""
-    if target_format == "published" or not (Path(source) / TOKENIZER_CONFIG).is_file():
-        return {}
-    from transformers import AutoTokenizer
-
-    return {"tokenizer": AutoTokenizer.from_pretrained(source, local_files_only=True)}

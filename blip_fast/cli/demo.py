@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    import torch
+from blip_fast.cli.options import checked_device
 
+if TYPE_CHECKING:
     from blip_fast.tasks.demo import DemoResult
 
 
@@ -35,6 +34,7 @@ def command(steps: int | None, device: str, backend: str | None, seed: int, outp
     from rich.console import Console
 
     from blip_fast.tasks.demo import BATCH_SIZE, DEFAULT_STEPS, run_demo
+    from blip_fast.training.environment import environment
     from blip_fast.training.progress import TrainingProgress
 
     console = Console()
@@ -45,24 +45,11 @@ def command(steps: int | None, device: str, backend: str | None, seed: int, outp
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         enter_backend(stack, backend)
-        progress = stack.enter_context(TrainingProgress(total, BATCH_SIZE, console))
-        result = run_demo(total, seed, chosen, progress.step)
+        progress = stack.enter_context(TrainingProgress(console, total, BATCH_SIZE, log_every=max(total // 10, 1)))
+        result = run_demo(total, seed, chosen, progress.show)
     write_results(result, output, environment(chosen, backend))
     console.print(summary(result), highlight=False)
     console.print(f"{time.perf_counter() - started:.0f} s. The page to look at: [bold]{output / 'report.html'}[/bold]")
-
-
-def checked_device(name: str) -> torch.device:
-    """The torch device of that name, if this machine has it."""
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise click.BadParameter(f"{name!r} cannot be used here: {reason}", param_hint="--device") from error
-    return device
 
 
 def enter_backend(stack: contextlib.ExitStack, name: str | None) -> None:
@@ -86,24 +73,6 @@ def write_results(result: DemoResult, output: Path, machine: dict[str, str]) -> 
     write_atomically(output / "metrics.json", lambda path: path.write_text(metrics, encoding="utf-8"))
     page = demo_page(result, machine)
     write_atomically(output / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
-
-
-def environment(device: torch.device, backend: str | None) -> dict[str, str]:
-    """What a reader needs to know about the machine and the versions behind the numbers."""
-    import torch
-    import torchvision
-    import transformers
-
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        "device": f"{device} ({name})",
-        "threads": str(torch.get_num_threads()),
-        "backend": backend or "fastest available",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 def summary(result: DemoResult) -> str:

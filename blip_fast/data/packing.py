@@ -6,6 +6,8 @@ has room for all positions, so that nothing is read back; rows past the last tok
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,9 +43,32 @@ class PackedTexts:
         """(S,) row of each text's first token."""
         return self.cu_seqlens[:-1].long()
 
+    def pin_memory(self) -> PackedTexts:
+        """The same texts in page-locked memory."""
+        return replace(
+            self,
+            input_ids=self.input_ids.pin_memory(),
+            positions=self.positions.pin_memory(),
+            cu_seqlens=self.cu_seqlens.pin_memory(),
+        )
+
     def with_first_token(self, token_id: int) -> PackedTexts:
         """The same texts, the first token replaced by the task's: [ENC] or [DEC] in place of [CLS]."""
         return replace(self, input_ids=self.input_ids.index_fill(0, self.first_rows, token_id))
+
+    def with_capacity(self, rows: int, max_length: int) -> PackedTexts:
+        """The same texts in ``rows`` rows, the last of them fill, with an upper bound of lengths given by the caller.
+
+        Batches then have one shape, whatever their lengths: for CUDA graphs and compiled code.
+        """
+        fill = rows - self.input_ids.shape[0]
+        if fill < 0 or max_length < self.max_length:
+            raise ValueError(
+                f"rows={rows}, max_length={max_length} for {self.input_ids.shape[0]} rows and texts of up to "
+                f"{self.max_length} tokens; expected at least as many"
+            )
+        ids, positions = F.pad(self.input_ids, (0, fill)), F.pad(self.positions, (0, fill))
+        return replace(self, input_ids=ids, positions=positions, max_length=max_length, exact=self.exact and fill == 0)
 
     def next_tokens(self, prompt_length: int = 0) -> Tensor:
         """(T,) label of each row: the token after it; -100 in fill, at the end of a text, and for the prompt's tokens."""
@@ -61,12 +86,6 @@ class PackedTexts:
         """(S, max_length), True for tokens and False behind the end of a text."""
         columns = torch.arange(self.max_length, device=self.cu_seqlens.device)
         return columns < self.cu_seqlens.diff()[:, None]
-
-    def packed_rows(self) -> Tensor:
-        """(T,) row of each token in the flattened padded form (S * max_length)."""
-        rows = torch.arange(self.input_ids.shape[0], device=self.cu_seqlens.device, dtype=torch.int32)
-        text = torch.searchsorted(self.cu_seqlens[1:], rows, right=True).clamp(max=len(self) - 1)
-        return text * self.max_length + self.positions.clamp(max=self.max_length - 1)
 
     def unpack(self, values: Tensor) -> Tensor:
         """Rows (T, ...) -> (S, max_length, ...), 0 behind the end of each text."""
@@ -140,6 +159,32 @@ def pack(input_ids: Tensor | PackedTexts, attention_mask: Tensor | None = None) 
     rows = rows.to(input_ids.device, non_blocking=True)
     cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32).to(input_ids.device, non_blocking=True)
     return PackedTexts(input_ids.flatten().index_select(0, rows), rows % width, cu_seqlens, max_length, exact)
+
+
+def pack_lists(texts: Sequence[Sequence[int]]) -> PackedTexts:
+    """Pack texts given as lists of token ids, at least one token each."""
+    lengths = [len(text) for text in texts]
+    if not lengths or not min(lengths):
+        raise ValueError(
+            f"texts have the lengths {lengths}; expected at least one text, and at least one token in each"
+        )
+    cu_seqlens = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    return PackedTexts(torch.tensor([*itertools.chain(*texts)]), positions, cu_seqlens, max(lengths), exact=True)
+
+
+def pad_lists(texts: Sequence[Sequence[int]], width: int | None = None) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask (S, N) int64 of texts given as lists of token ids, right-padded with 0 to ``width``.
+
+    None pads to the longest. Raises ValueError where a text is longer.
+    """
+    longest = max(len(text) for text in texts)
+    width = longest if width is None else width
+    if longest > width:
+        raise ValueError(f"texts have up to {longest} tokens; expected at most width={width}")
+    input_ids = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts])
+    lengths = torch.tensor([len(text) for text in texts])
+    return input_ids, (torch.arange(width) < lengths[:, None]).long()
 
 
 def _on_host(tensor: Tensor) -> bool:

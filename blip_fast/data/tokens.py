@@ -37,13 +37,13 @@ RULES: dict[Use, Rule] = {
 }
 
 
-def tokenize(texts: Sequence[str], use: Use) -> tuple[Tensor, Tensor]:
+def tokenize(texts: Sequence[str], use: Use, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[Tensor, Tensor]:
     """Ids and attention mask (S, N) int64 of texts, [CLS] first, [SEP] last, right-padded with 0.
 
-    Raises what :func:`strings_of` raises.
+    ``tokenizer`` is BLIP's unless another is given. Raises what :func:`strings_of` raises.
     """
     rule = RULES[use]
-    tokens = cached_tokenizer()(
+    tokens = (tokenizer or cached_tokenizer())(
         strings_of(texts),
         padding="max_length" if rule.fixed else "longest",
         truncation=rule.max_length is not None,
@@ -51,6 +51,49 @@ def tokenize(texts: Sequence[str], use: Use) -> tuple[Tensor, Tensor]:
         return_tensors="pt",
     )
     return tokens.input_ids, tokens.attention_mask
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Turns one text into a list of token ids, [CLS] first and [SEP] last, cut as published for its use.
+
+    Attributes:
+        use: what the text is for.
+        tokenizer: None for BLIP's own.
+        max_tokens: None for the published length.
+    """
+
+    use: Use
+    tokenizer: PreTrainedTokenizerBase | None = None
+    max_tokens: int | None = None
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of a text, or None."""
+        return RULES[self.use].max_length if self.max_tokens is None else self.max_tokens
+
+    @property
+    def width(self) -> int:
+        """What texts are padded to; ValueError where the length is not fixed."""
+        if self.limit is None:
+            raise ValueError(f"texts for {self.use!r} have no greatest length; expected max_tokens")
+        return self.limit
+
+    def __call__(self, text: str) -> list[int]:
+        return self.encode([text])[0]
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of several texts."""
+        tokenizer = self.tokenizer or cached_tokenizer()
+        tokens = tokenizer(
+            list(texts),
+            truncation=self.limit is not None,
+            max_length=self.limit,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        ids: list[list[int]] = tokens["input_ids"]
+        return ids
 
 
 def dialogue_text(utterances: Sequence[str]) -> str:

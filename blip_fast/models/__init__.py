@@ -11,6 +11,7 @@ from blip_fast.models.pretrain import BlipPretrain
 from blip_fast.models.retrieval import BlipRetrieval, rerank
 from blip_fast.models.video import BlipVideoQA, BlipVideoRetrieval
 from blip_fast.models.visdial import BlipVisDial
+from blip_fast.models.vit_attention import set_vit_attention
 from blip_fast.models.vqa import BlipVQA
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "BlipVideoRetrieval",
     "BlipVisDial",
     "rerank",
+    "set_vit_attention",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blip_fast.data.packing import PackedTexts
-from blip_fast.data.tokens import PROMPT, cached_tokenizer, strings_of
+from blip_fast.data.tokens import PROMPT, strings_of
 from blip_fast.generation import Generated, GeneratedIds, OptionArguments, Options, Prompts, generate, prompts_of
 from blip_fast.models.strings import Texts, pack_texts
 from blip_fast.models.text import AttentionDropout, LookAt, decoder_stream, run_layers, token_losses
@@ -18,6 +18,7 @@ from blip_fast.outputs import CaptionOutput
 from blip_fast.reference.captioner import BlipCaptioner as ReferenceCaptioner
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
     from typing_extensions import Unpack
 
 
@@ -38,15 +39,15 @@ class BlipCaptioner(ReferenceCaptioner):
         """
         if not isinstance(input_ids, (Tensor, PackedTexts)):
             input_ids = [prompt + caption for caption in strings_of(input_ids)]
-            prompt_length = len(cached_tokenizer()(prompt).input_ids) - 1
-        texts = pack_texts(input_ids, attention_mask, "caption", self.config, image.device)
+            prompt_length = len(self.tokenizer(prompt).input_ids) - 1
+        texts = pack_texts(input_ids, attention_mask, "caption", self, image.device)
         texts = texts.with_first_token(self.config.dec_token_id)
         states = image_states(self.visual_encoder, image)
         dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, states.device)
         own = torch.arange(len(texts), device=states.device)
         stream = decoder_stream(self.text_decoder, texts, own)
         layers = self.text_decoder.bert.encoder.layer
-        (decoded,) = run_layers(layers, [stream], dropout, LookAt(states, dropout))
+        (decoded,) = run_layers(layers, [stream], dropout, LookAt(states))
         labels = texts.next_tokens(prompt_length)
         return CaptionOutput(token_losses(self.text_decoder, decoded, labels, self.config.label_smoothing, "mean"))
 
@@ -77,11 +78,11 @@ class BlipCaptioner(ReferenceCaptioner):
             raise ValueError(
                 f"prompt has {len(prompts)} texts for {len(images)} images; expected one, or one per image"
             )
-        prompt_ids = cached_tokenizer()(prompts, padding="longest", return_tensors="pt").input_ids.to(images.device)
+        prompt_ids = self.tokenizer(prompts, padding="longest", return_tensors="pt").input_ids.to(images.device)
         result = self.generate_ids(images, prompt_ids, num_beams, max_length, min_length, return_scores=True, **options)
         assert isinstance(result, GeneratedIds)
         copies = len(result.ids) // len(prompts)
-        texts = without_prompts(result, [text for text in prompts for _ in range(copies)])
+        texts = without_prompts(self.tokenizer, result, [text for text in prompts for _ in range(copies)])
         return result.with_texts(texts) if return_scores else texts
 
     def generate_ids(
@@ -117,9 +118,8 @@ class BlipCaptioner(ReferenceCaptioner):
         return result if return_scores else result.ids
 
 
-def without_prompts(result: GeneratedIds, prompts: list[str]) -> list[str]:
+def without_prompts(tokenizer: PreTrainedTokenizerBase, result: GeneratedIds, prompts: list[str]) -> list[str]:
     """The texts behind their prompts. As published, as many characters are cut off as the prompt has."""
-    tokenizer = cached_tokenizer()
     texts = tokenizer.batch_decode(result.ids, skip_special_tokens=True)
     heads = tokenizer.batch_decode(
         result.ids.masked_fill(result.generated, tokenizer.pad_token_id), skip_special_tokens=True

@@ -41,7 +41,7 @@ class BlipFeatureExtractor(ReferenceFeatureExtractor):
             return self.text_encoder(ids, mask, mode="text")
         self.check_projections()
         device = self.text_proj.weight.device
-        texts = pack_texts(input_ids, attention_mask, "features", self.config, device)
+        texts = pack_texts(input_ids, attention_mask, "features", self, device)
         dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, device)
         layers, stream = self.text_encoder.encoder.layer, encoder_stream(self.text_encoder, texts)
         return F.normalize(self.text_proj(run_layers(layers, [stream], dropout)[0]), dim=-1)
@@ -57,5 +57,5 @@ class BlipFeatureExtractor(ReferenceFeatureExtractor):
     def padded(self, texts: Tensor | Sequence[str], attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Ids and mask (B, N) on the model's device."""
         device = self.text_encoder.embeddings.word_embeddings.weight.device
-        ids, mask = padded_texts(texts, attention_mask, "features", self.config, device)
+        ids, mask = padded_texts(texts, attention_mask, "features", self, device)
         return ids, torch.ones_like(ids) if mask is None else mask.to(device)

@@ -29,17 +29,17 @@ class BlipITM(ReferenceITM):
             input_ids, attention_mask: (S, N) texts, [CLS] first; or packed texts, or strings.
             image_of_text: (S,) image of each text; None pairs image b with text b, or the only image with all texts.
         """
-        texts = pack_texts(input_ids, attention_mask, "itm", self.config, image.device)
+        texts = pack_texts(input_ids, attention_mask, "itm", self, image.device)
         if image_of_text is None:
             image_of_text = self._default_images(len(image), len(texts), image.device)
         states = image_states(self.visual_encoder, image)
         dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, image.device)
         stream = encoder_stream(self.text_encoder, texts, image_of_text)
-        return self.itm_head(run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states, dropout))[0])
+        return self.itm_head(run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states))[0])
 
     def itc(self, image: Tensor, input_ids: Texts, attention_mask: Tensor | None = None) -> Tensor:
         """Cosine similarities (B, S) of all images (B, 3, S, S) with all texts, ids and mask (S, N), or strings."""
-        texts = pack_texts(input_ids, attention_mask, "itm", self.config, image.device)
+        texts = pack_texts(input_ids, attention_mask, "itm", self, image.device)
         dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, image.device)
         stream = encoder_stream(self.text_encoder, texts)
         (text_state,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,9 +23,15 @@ class MomentumModel(ReferenceMomentumModel):
     Attributes:
         momentum_in_forward: whether a forward pass moves the momentum copies, as published. Set it to False where the
             optimizer does it in its step (`blip_fast.optim.AdamWMomentum` with ``momentum_pairs=model.momentum_pairs()``).
+        momentum_dtype: precision of the products in the momentum encoders, `torch.bfloat16` for one; None, the default, is
+            that of the rest of the model. It changes the targets of the contrastive loss by rounding. The momentum
+            parameters stay float32: in bfloat16 a step of 0.005 towards the online parameters would be lost in rounding.
+            They are cast where they are used, which moves no more bytes than a second copy in bfloat16, written after each
+            update, would.
     """
 
     momentum_in_forward = True
+    momentum_dtype: torch.dtype | None = None
 
     def update_momentum(self) -> None:
         """Move the momentum copies towards the online parameters, in one launch; nothing where the optimizer does it."""
@@ -43,12 +51,21 @@ class MomentumModel(ReferenceMomentumModel):
         text_feat = F.normalize(self.text_proj(self.text_state(self.text_encoder, texts)), dim=-1)
         return states, image_feat, text_feat
 
-    @torch.no_grad()
-    def features_m(self, image: Tensor, texts: PackedTexts) -> tuple[Tensor, Tensor]:
-        """Normalised features of the momentum encoders, (B, E) each; the last layers compute one token only."""
-        image_feat = F.normalize(self.vision_proj_m(class_state(self.visual_encoder_m, image)), dim=-1)
-        text_feat = F.normalize(self.text_proj_m(self.text_state(self.text_encoder_m, texts)), dim=-1)
-        return image_feat, text_feat
+    def features_m(self, image: Tensor, texts: PackedTexts, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Normalised features of the momentum encoders, (B, E) each of ``dtype``; the last layers compute one token only.
+
+        They run in inference mode, without autograd's bookkeeping.
+        """
+        precision = contextlib.nullcontext()
+        if self.momentum_dtype is not None:
+            precision = torch.autocast(image.device.type, self.momentum_dtype)
+        # while a graph is traced, the compiler cannot take inference mode, and drops the bookkeeping itself
+        frozen = torch.no_grad() if torch.compiler.is_compiling() else torch.inference_mode()
+        with frozen, precision:
+            image_feat = F.normalize(self.vision_proj_m(class_state(self.visual_encoder_m, image)), dim=-1)
+            text_feat = F.normalize(self.text_proj_m(self.text_state(self.text_encoder_m, texts)), dim=-1)
+        # copies, as a backward pass takes nothing that was made in inference mode
+        return image_feat.to(dtype, copy=True), text_feat.to(dtype, copy=True)
 
     def text_state(self, encoder: TextEncoder, texts: PackedTexts) -> Tensor:
         """State of the first token of texts that see no image, (S, text_width)."""

@@ -32,14 +32,14 @@ class BlipNLVR(ReferenceNLVR):
         """
         if image_pairs.ndim != 5 or image_pairs.shape[1] != 2:
             raise ValueError(f"image_pairs has shape {tuple(image_pairs.shape)}; expected (B, 2, 3, S, S)")
-        texts = pack_texts(input_ids, attention_mask, "nlvr", self.config, image_pairs.device)
+        texts = pack_texts(input_ids, attention_mask, "nlvr", self, image_pairs.device)
         texts = texts.with_first_token(self.config.enc_token_id)
         states = image_states(self.visual_encoder, image_pairs.transpose(0, 1).flatten(0, 1))
         dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, states.device)
         own = torch.arange(len(texts), device=states.device)
         stream = encoder_stream(self.text_encoder, texts, own)
         first, second = states.chunk(2)
-        look = LookAtPair(first, second, dropout)
+        look = LookAtPair(first, second)
         logits = self.cls_head(run_layers(self.text_encoder.encoder.layer, [stream], dropout, look)[0])
         return NLVROutput(None if labels is None else F.cross_entropy(logits, labels), logits)
 
@@ -50,15 +50,14 @@ class LookAtPair:
 
     first: Tensor
     second: Tensor
-    dropout: AttentionDropout
 
     @property
     def images(self) -> int:
         """B."""
         return self.first.shape[0]
 
-    def __call__(self, layer: TextLayer, hidden: Tensor, layout: Layout) -> Tensor:
+    def __call__(self, layer: TextLayer, hidden: Tensor, layout: Layout, dropout: AttentionDropout) -> Tensor:
         module = layer.crossattention
-        left = attend_states(module.self0, hidden, self.first, layout, self.dropout)
-        right = attend_states(module.self1, hidden, self.second, layout, self.dropout)
+        left = attend_states(module.self0, hidden, self.first, layout, dropout)
+        right = attend_states(module.self1, hidden, self.second, layout, dropout)
         return module.output(left, right, hidden)

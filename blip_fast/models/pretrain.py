@@ -34,11 +34,11 @@ class BlipPretrain(MomentumModel, ReferencePretrain):
             alpha: weight of the momentum targets, in [0, 1].
             negatives: (image_for_text, text_for_image), (B,) row indices each; None draws them.
         """
-        texts = pack_texts(input_ids, attention_mask, "pretrain", self.config, image.device)
+        texts = pack_texts(input_ids, attention_mask, "pretrain", self, image.device)
         self.clamp_temperature()
         states, image_feat, text_feat = self.features(image, texts)
         self.update_momentum()
-        image_feat_m, text_feat_m = self.features_m(image, texts)
+        image_feat_m, text_feat_m = self.features_m(image, texts, image_feat.dtype)
         loss_itc, sim_i2t, sim_t2i = self.contrastive(image_feat, text_feat, image_feat_m, text_feat_m, alpha)
         self.enqueue_rows(self.queue_ptr, image_queue=image_feat_m, text_queue=text_feat_m)
         chosen = self.draw_negatives(sim_i2t, sim_t2i) if negatives is None else Negatives(*negatives)
@@ -63,7 +63,7 @@ class BlipPretrain(MomentumModel, ReferencePretrain):
         )
         decoding = decoder_stream(self.text_decoder, texts.with_first_token(self.config.dec_token_id), own)
         dropout = self.attention_dropout(states.device)
-        look = LookAt(states, dropout)
+        look = LookAt(states)
         decoded, matched = run_layers(self.text_encoder.encoder.layer, [decoding, matching], dropout, look)
         smoothing = self.config.label_smoothing
         loss_lm = token_losses(self.text_decoder, decoded, decoding.texts.next_tokens(), smoothing, "mean")

@@ -36,12 +36,12 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
 
         Texts may come as strings, without a mask.
         """
-        input_ids, attention_mask = padded_texts(input_ids, attention_mask, "retrieval", self.config, image.device)
+        input_ids, attention_mask = padded_texts(input_ids, attention_mask, "retrieval", self, image.device)
         texts = pack(input_ids, attention_mask)
         self.clamp_temperature()
         states, image_feat, text_feat = self.features(image, texts)
         self.update_momentum()
-        image_feat_m, text_feat_m = self.features_m(image, texts)
+        image_feat_m, text_feat_m = self.features_m(image, texts, image_feat.dtype)
         loss_itc, _, _ = contrastive_loss(
             image_feat,
             text_feat,
@@ -93,7 +93,7 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
             torch.cat([own, wrong_image, own]),
         )
         dropout = self.attention_dropout(states.device)
-        (matched,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states, dropout))
+        (matched,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states))
         return self.matching_loss_of(matched, pairs)
 
     @torch.no_grad()
@@ -105,7 +105,7 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
     @torch.no_grad()
     def encode_texts(self, input_ids: Texts, attention_mask: Tensor | None = None) -> Tensor:
         """Normalised features (T, E) of texts that start with [CLS], or of strings."""
-        texts = pack_texts(input_ids, attention_mask, "retrieval", self.config, self.temp.device)
+        texts = pack_texts(input_ids, attention_mask, "retrieval", self, self.temp.device)
         return F.normalize(self.text_proj(self.text_state(self.text_encoder, texts)), dim=-1)
 
     @torch.no_grad()
@@ -114,7 +114,7 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
         image_of_text = torch.zeros(len(texts), dtype=torch.int64, device=states.device)
         dropout = self.attention_dropout(states.device)
         stream = self.matching_stream(texts, image_of_text)
-        (matched,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states, dropout))
+        (matched,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states))
         return self.itm_head(matched)[:, 1]
 
 
@@ -122,13 +122,14 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
 def rerank(
     model: BlipRetrieval,
     sims: Tensor,
-    states: Tensor,
+    states: Tensor | Sequence[Tensor],
     input_ids: Tensor,
     attention_mask: Tensor,
     k_test: int,
     texts_per_pass: int = 256,
+    first_image: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Scores of texts for each image (I, T) and of images for each text (T, I): matching logit plus cosine.
+    """Scores of texts for each image (i, T) and of images for each text (T, i): matching logit plus cosine.
 
     Only the ``k_test`` most similar candidates of a row are scored; all others get -100. The images are visited once: the texts
     that either direction wants of an image share its keys and values, and a pair that both want is computed once.
@@ -136,21 +137,23 @@ def rerank(
     Args:
         model: the model, in eval mode.
         sims: (I, T) cosine similarities.
-        states: (I, L, vit_width) image states; may be on another device.
+        states: states (L, vit_width) of i images, of all or of those from ``first_image`` on; may be on another device.
         input_ids, attention_mask: (T, N) texts, mask on the CPU.
         k_test: candidates scored per row.
         texts_per_pass: texts that go through the layers together.
+        first_image: which of the I images ``states`` begins with: ranks can divide the images among them.
     """
-    device = sims.device
-    texts_of_image = torch.zeros_like(sims, dtype=torch.bool)
-    texts_of_image.scatter_(1, sims.topk(min(k_test, sims.shape[1]), dim=1).indices, True)
-    images_of_text = torch.zeros_like(texts_of_image)
+    device, own = sims.device, slice(first_image, first_image + len(states))
+    texts_of_image = torch.zeros_like(sims[own], dtype=torch.bool)
+    texts_of_image.scatter_(1, sims[own].topk(min(k_test, sims.shape[1]), dim=1).indices, True)
+    images_of_text = torch.zeros_like(sims, dtype=torch.bool)
     images_of_text.scatter_(0, sims.topk(min(k_test, sims.shape[0]), dim=0).indices, True)
-    logits = torch.full_like(sims, NOT_RANKED)
+    images_of_text = images_of_text[own]
+    logits = torch.full_like(sims[own], NOT_RANKED)
     for image, wanted in enumerate((texts_of_image | images_of_text).cpu()):
-        image_state = states[image : image + 1].to(device)
+        image_state = states[image][None].to(device)
         for texts in wanted.nonzero()[:, 0].split(texts_per_pass):
             packed = pack(input_ids[texts.to(input_ids.device)], attention_mask[texts.to(attention_mask.device)])
-            logits[image, texts.to(device)] = model.match_probe(image_state, packed)
-    scores = logits + sims
+            logits[image, texts.to(device)] = model.match_probe(image_state, packed).to(logits.dtype)
+    scores = logits + sims[own]
     return scores.where(texts_of_image, NOT_RANKED), scores.where(images_of_text, NOT_RANKED).t()

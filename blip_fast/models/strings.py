@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from blip_fast.config import BlipConfig
+from blip_fast.checkpoints.pretrained import PretrainedModel
 from blip_fast.data.packing import PackedTexts, pack
 from blip_fast.data.tokens import Use, tokenize
 
@@ -16,33 +16,30 @@ Texts: TypeAlias = Tensor | PackedTexts | Sequence[str]
 
 
 def pack_texts(
-    texts: Texts, attention_mask: Tensor | None, use: Use, config: BlipConfig, device: torch.device
+    texts: Texts, attention_mask: Tensor | None, use: Use, model: PretrainedModel, device: torch.device
 ) -> PackedTexts:
     """Packed texts on ``device``; see :func:`pack` for ids and mask, and :func:`padded_texts` for strings."""
     if isinstance(texts, PackedTexts):
         return texts
-    return pack(*padded_texts(texts, attention_mask, use, config, device))
+    return pack(*padded_texts(texts, attention_mask, use, model, device))
 
 
 def padded_texts(
     texts: Tensor | Sequence[str],
     attention_mask: Tensor | None,
     use: Use,
-    config: BlipConfig,
+    model: PretrainedModel,
     device: torch.device,
 ) -> tuple[Tensor, Tensor | None]:
-    """Ids (S, N) and mask as they are, or those of strings, tokenised as published for this use.
+    """Ids (S, N) and mask as they are, or those of strings, tokenised for this model as published for this use.
 
     The ids of strings lie on ``device``; their mask stays on the CPU, so that packing knows the lengths.
 
-    Raises ValueError where strings come with a mask, or for a model of another vocabulary than the tokenizer's.
+    Raises ValueError where strings come with a mask, or where the model has no tokenizer.
     """
     if isinstance(texts, Tensor):
         return texts, attention_mask
     if attention_mask is not None:
         raise ValueError("attention_mask is given for texts that are strings; expected None, it follows from them")
-    if config.vocab_size != BlipConfig.vocab_size:
-        raise ValueError(f"texts are strings and vocab_size={config.vocab_size}; strings are tokenised for models with "
-                         f"{BlipConfig.vocab_size} entries, expected input_ids")  # fmt: skip
-    ids, mask = tokenize(texts, use)
+    ids, mask = tokenize(texts, use, model.tokenizer)
     return ids.to(device), mask

@@ -16,38 +16,70 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blip_fast.data.packing import PackedTexts
-from blip_fast.ops import cross_attention, group_rows, linear_cross_entropy
+from blip_fast.ops import (
+    cross_attention,
+    dropout_add_layer_norm,
+    group_rows,
+    linear_cross_entropy,
+    packed_self_attention,
+)
 from blip_fast.reference.decoder import TextDecoder
+from blip_fast.reference.recompute import recomputed
 from blip_fast.reference.row_groups import RowGroups
-from blip_fast.reference.text import AttentionCore, TextAttention, TextEmbeddings, TextEncoder, TextLayer
+from blip_fast.reference.text import (
+    AttentionCore,
+    ResidualOutput,
+    TextAttention,
+    TextEmbeddings,
+    TextEncoder,
+    TextLayer,
+)
 
 NO_IMAGE = -1
+OFFSETS_PER_LAYER = 16  # more than a layer draws
 
 
 class AttentionDropout:
-    """Dropout of attention probabilities in one forward pass: a Philox seed, and an offset for every attention."""
+    """Dropout of attention probabilities in one forward pass: a Philox seed, and an offset for every attention.
 
-    def __init__(self, probability: float, device: torch.device) -> None:
-        self.probability = probability
-        self.seed = torch.randint(2**62, (1,), device=device) if probability > 0 else None
-        self.offset = 0
+    Dropout of hidden states takes its offsets from it too.
+    """
+
+    def __init__(self, probability: float, device: torch.device, seed: Tensor | None = None, offset: int = 0) -> None:
+        self.probability, self.device, self.seed, self.offset = probability, device, seed, offset
+        if seed is None and probability > 0:
+            self.seed = torch.randint(2**62, (1,), device=device)
+
+    def take(self, layers: int) -> int:
+        """First offset of so many layers, which no later call hands out again."""
+        first = self.offset
+        self.offset += layers * OFFSETS_PER_LAYER
+        return first
+
+    def at(self, offset: int) -> AttentionDropout:
+        """The same seed from this offset on: a layer that is computed again drops the same."""
+        return AttentionDropout(self.probability, self.device, self.seed, offset)
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the next attention."""
+        return {} if self.seed is None else {"dropout_p": self.probability, **self.draw()}
+
+    def draw(self) -> dict[str, Any]:
+        """Seed and offset of the next operation that drops; none where attention drops nothing: it draws a seed itself."""
         if self.seed is None:
             return {}
         self.offset += 1
-        return {"dropout_p": self.probability, "seed": self.seed, "offset": self.offset}
+        return {"seed": self.seed, "offset": self.offset}
 
 
 @dataclass
 class Stream:
-    """S texts on their way through the layers.
+    """S texts that go through the layers.
 
     Attributes:
         texts: their layout.
         attention: the self-attention of each layer.
-        hidden: (T, width) states.
+        hidden: (T, width) states before the first layer.
         image_of_text: (S,) index of the image that each text looks at; None where no text looks at one.
         causal: tokens see themselves and earlier ones only.
         first_only: only the first token's state is wanted, so that the last layer computes nothing else.
@@ -60,21 +92,10 @@ class Stream:
     causal: bool = False
     first_only: bool = False
 
-    def __post_init__(self) -> None:
-        self.rows, self.packed_rows = self.texts.padded_rows(), self.texts.packed_rows()
-        # (S, 1, 1, N), or (S, 1, N, N) with earlier tokens only
-        self.mask = self.texts.padded_mask()[:, None, None]
-        if self.causal:
-            width = self.texts.max_length
-            self.mask = self.mask & torch.ones(width, width, dtype=torch.bool, device=self.mask.device).tril()
-
     def pad(self, states: Tensor) -> Tensor:
         """(T, H, D) -> (S, H, N, D), with anything behind the end of a text."""
-        return states.index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape).transpose(1, 2)
-
-    def unpad(self, states: Tensor) -> Tensor:
-        """(S, H, N, D) -> (T, H * D)."""
-        return states.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, self.packed_rows)
+        rows = self.texts.padded_rows()
+        return states.index_select(0, rows.flatten()).unflatten(0, rows.shape).transpose(1, 2)
 
 
 def encoder_stream(
@@ -116,7 +137,7 @@ class Look(Protocol):
     def images(self) -> int:
         """How many images there are."""
 
-    def __call__(self, layer: TextLayer, hidden: Tensor, layout: Layout) -> Tensor:
+    def __call__(self, layer: TextLayer, hidden: Tensor, layout: Layout, dropout: AttentionDropout) -> Tensor:
         """Hidden rows (R, width) -> the same, with what they saw."""
 
 
@@ -127,45 +148,75 @@ def run_layers(
 
     ``layers`` give the cross-attention, which ``look`` applies, and the MLP; without ``look`` texts see no image.
     """
-    layouts = [join(streams, look.images, last) for last in (False, True)] if look is not None else []
+    layouts = [join(streams, look.images, last) for last in (False, True)] if look is not None else [None, None]
+    hidden, offset = [stream.hidden for stream in streams], dropout.take(len(layers))
     for index, layer in enumerate(layers):
         last = index == len(layers) - 1
-        for stream in streams:
-            attend = self_attention_first if last and stream.first_only else self_attention
-            stream.hidden = attend(stream.attention[index], stream, dropout)
-        sizes = [stream.hidden.shape[0] for stream in streams]
-        hidden = streams[0].hidden if len(streams) == 1 else torch.cat([stream.hidden for stream in streams])
-        if look is not None:
-            hidden = look(layer, hidden, layouts[last])
-        hidden = layer.output(layer.intermediate(hidden), hidden)
-        for stream, part in zip(streams, hidden.split(sizes), strict=True):
-            stream.hidden = part
-    return [stream.hidden for stream in streams]
+        step = LayerStep(streams, index, last, dropout, offset + index * OFFSETS_PER_LAYER, look, layouts[last])
+        hidden = recomputed(step, layer, *hidden, mode=layer.recompute, draws=layer.draws)
+    return hidden
 
 
-def self_attention(module: TextAttention, stream: Stream, dropout: AttentionDropout) -> Tensor:
-    """Self-attention sub-layer for all tokens, (T, width).
+@dataclass(frozen=True)
+class LayerStep:
+    """What one layer needs beside its weights and the hidden states of each stream."""
 
-    Texts are short: with queries, keys and values padded, torch's dense attention costs less than the copies around it.
-    """
+    streams: list[Stream]
+    index: int
+    last: bool
+    dropout: AttentionDropout
+    offset: int
+    look: Look | None
+    layout: Layout | None
+
+    def __call__(self, layer: TextLayer, *hidden: Tensor) -> list[Tensor]:
+        dropout = self.dropout.at(self.offset)
+        parts = []
+        for stream, states in zip(self.streams, hidden, strict=True):
+            attend = self_attention_first if self.last and stream.first_only else self_attention
+            parts.append(attend(stream.attention[self.index], stream, states, dropout))
+        sizes = [part.shape[0] for part in parts]
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if self.look is not None and self.layout is not None:
+            joined = self.look(layer, joined, self.layout, dropout)
+        return list(residual_output(layer.output, layer.intermediate(joined), joined, dropout).split(sizes))
+
+
+def self_attention(module: TextAttention, stream: Stream, hidden: Tensor, dropout: AttentionDropout) -> Tensor:
+    """Self-attention sub-layer for all tokens, hidden (T, width) -> (T, width)."""
     query, key, value = (
-        stream.pad(split_heads(linear(stream.hidden), module.self.heads))
+        split_heads(linear(hidden), module.self.heads)
         for linear in (module.self.query, module.self.key, module.self.value)
     )
-    attended = F.scaled_dot_product_attention(query, key, value, stream.mask, dropout.probability)
-    return module.output(stream.unpad(attended), stream.hidden)
+    texts = stream.texts
+    attended = packed_self_attention(
+        query, key, value, texts.cu_seqlens, texts.max_length, stream.causal, **dropout.arguments()
+    )
+    return residual_output(module.output, attended.flatten(1), hidden, dropout)
 
 
-def self_attention_first(module: TextAttention, stream: Stream, dropout: AttentionDropout) -> Tensor:
-    """Self-attention sub-layer for the first token of each text, which sees the whole text: (S, width)."""
-    first = stream.hidden.index_select(0, stream.texts.first_rows)
+def self_attention_first(module: TextAttention, stream: Stream, hidden: Tensor, dropout: AttentionDropout) -> Tensor:
+    """Self-attention sub-layer for the first token of each text, which sees all of it: hidden (T, width) -> (S, width).
+
+    One query a text: keys and values are padded for torch's dense attention.
+    """
+    first = hidden.index_select(0, stream.texts.first_rows)
     query = split_heads(module.self.query(first), module.self.heads)[:, :, None]
     key, value = (
-        stream.pad(split_heads(linear(stream.hidden), module.self.heads))
-        for linear in (module.self.key, module.self.value)
+        stream.pad(split_heads(linear(hidden), module.self.heads)) for linear in (module.self.key, module.self.value)
     )
-    attended = F.scaled_dot_product_attention(query, key, value, stream.mask, dropout.probability)
-    return module.output(attended.flatten(1), first)
+    mask = stream.texts.padded_mask()[:, None, None]
+    attended = F.scaled_dot_product_attention(query, key, value, mask, dropout.probability)
+    return residual_output(module.output, attended.flatten(1), first, dropout)
+
+
+def residual_output(module: ResidualOutput, hidden: Tensor, residual: Tensor, dropout: AttentionDropout) -> Tensor:
+    """The end of a sub-layer for rows (R, width): linear, dropout, residual sum, LayerNorm."""
+    norm, probability = module.LayerNorm, module.dropout.p if module.training else 0.0
+    numbers = dropout.draw() if probability > 0 else {}
+    return dropout_add_layer_norm(
+        module.dense(hidden), residual, norm.weight, norm.bias, norm.eps, probability, **numbers
+    )
 
 
 @dataclass(frozen=True)
@@ -201,7 +252,6 @@ class LookAt:
     """Cross-attention to states (B, L, state_width), of which the first ``lengths`` (B,) are real (None: all)."""
 
     states: Tensor
-    dropout: AttentionDropout
     lengths: Tensor | None = None
 
     @property
@@ -209,11 +259,10 @@ class LookAt:
         """B."""
         return self.states.shape[0]
 
-    def __call__(self, layer: TextLayer, hidden: Tensor, layout: Layout) -> Tensor:
+    def __call__(self, layer: TextLayer, hidden: Tensor, layout: Layout, dropout: AttentionDropout) -> Tensor:
         module = layer.crossattention
-        return module.output(
-            attend_states(module.self, hidden, self.states, layout, self.dropout, self.lengths), hidden
-        )
+        attended = attend_states(module.self, hidden, self.states, layout, dropout, self.lengths)
+        return residual_output(module.output, attended, hidden, dropout)
 
 
 def attend_states(

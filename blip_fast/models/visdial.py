@@ -43,7 +43,7 @@ class BlipVisDial(ReferenceVisDial):
         dropout = AttentionDropout(config.attention_dropout if self.training else 0.0, device)
         if not isinstance(dialogue_ids, (Tensor, PackedTexts)):
             dialogue_ids = [dialogue_text(utterances) for utterances in dialogue_ids]
-        dialogues = pack_texts(dialogue_ids, dialogue_mask, "dialogue", config, device)
+        dialogues = pack_texts(dialogue_ids, dialogue_mask, "dialogue", self, device)
         answers = self.packed_answers(answer_ids, answer_mask, len(dialogues), device)
         count = len(answers) // len(dialogues)
         dialogue_of_answer = torch.arange(len(dialogues), device=device).repeat_interleave(count)
@@ -52,7 +52,7 @@ class BlipVisDial(ReferenceVisDial):
 
         images = self.images_of(image_of_dialogue, len(image), len(dialogues), device)
         stream = encoder_stream(self.text_encoder, texts, images.repeat_interleave(count))
-        captions = pack_texts(caption_ids, caption_mask, "caption", config, device)
+        captions = pack_texts(caption_ids, caption_mask, "caption", self, device)
         look = self.look_at(image, captions, dropout)
         (hidden,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, look)
         return self.output(self.itm_head(hidden).unflatten(0, (-1, count)), labels)
@@ -66,7 +66,7 @@ class BlipVisDial(ReferenceVisDial):
         states = image_states(self.visual_encoder, image)
         caption_states = self.caption_proj(captions.unpack(hidden))
         lengths = captions.cu_seqlens.diff() + states.shape[1]
-        return LookAt(torch.cat([states, caption_states], dim=1), dropout, lengths)
+        return LookAt(torch.cat([states, caption_states], dim=1), lengths)
 
     def packed_answers(
         self,
@@ -79,9 +79,9 @@ class BlipVisDial(ReferenceVisDial):
         if isinstance(answer_ids, Tensor):
             self.answers_per_dialogue(answer_ids, dialogues)
             mask = None if answer_mask is None else answer_mask.flatten(0, 1)
-            return pack_texts(answer_ids.flatten(0, 1), mask, "answer", self.config, device)
+            return pack_texts(answer_ids.flatten(0, 1), mask, "answer", self, device)
         answers = [strings_of(pool) for pool in answer_ids]
         counts = [len(pool) for pool in answers]
         if len(counts) != dialogues or len(set(counts)) != 1:
             raise ValueError(f"answer_ids has lists of {counts} answers; expected {dialogues} lists of equal length")
-        return pack_texts([text for pool in answers for text in pool], answer_mask, "answer", self.config, device)
+        return pack_texts([text for pool in answers for text in pool], answer_mask, "answer", self, device)

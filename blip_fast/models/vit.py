@@ -1,13 +1,13 @@
-"""The image encoder on torch's fused attention, as functions of the reference's modules (which hold the parameters)."""
+"""The image encoder on fused attention, as functions of the reference's modules (which hold the parameters)."""
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blip_fast.ops import cross_attention
+from blip_fast.models.vit_attention import attend
 from blip_fast.ops.linear import linear_layer
+from blip_fast.reference.recompute import recomputed
 from blip_fast.reference.vit import Block, Mlp, SelfAttention, VisionTransformer
 
 
@@ -29,9 +29,15 @@ def class_state(encoder: VisionTransformer, image: Tensor) -> Tensor:
 
 def run_block(block: Block, hidden: Tensor, class_only: bool = False) -> Tensor:
     """One pre-norm block; with ``class_only`` for token 0, which still attends to all: (B, 1, width)."""
-    attended = self_attention(block.attn, block.norm1(hidden), class_only)
+    mode = block.recompute_of("block")
+    return recomputed(_run_block, block, hidden, class_only, mode=mode, draws=block.draws)
+
+
+def _run_block(block: Block, hidden: Tensor, class_only: bool) -> Tensor:
+    mode = block.recompute_of("sublayer")
+    attended = recomputed(self_attention, block.attn, block.norm1(hidden), class_only, mode=mode)
     hidden = (hidden[:, :1] if class_only else hidden) + block.drop_path(attended)
-    return hidden + block.drop_path(mlp(block.mlp, block.norm2(hidden)))
+    return hidden + block.drop_path(recomputed(mlp, block.mlp, block.norm2(hidden), mode=mode))
 
 
 def self_attention(module: SelfAttention, hidden: Tensor, class_only: bool) -> Tensor:
@@ -41,27 +47,12 @@ def self_attention(module: SelfAttention, hidden: Tensor, class_only: bool) -> T
     if class_only:
         query_weight, key_value_weight = module.qkv.weight.split([width, 2 * width])
         query_bias, key_value_bias = module.qkv.bias.split([width, 2 * width])
-        query = F.linear(hidden[:, :1], query_weight, query_bias).view(batch, 1, heads, depth).transpose(1, 2)
+        query = F.linear(hidden[:, :1], query_weight, query_bias).view(batch, 1, heads, depth)
         key_value = F.linear(hidden, key_value_weight, key_value_bias).view(batch, length, 2, heads, depth)
-        key, value = key_value.permute(2, 0, 3, 1, 4).unbind(0)
+        key, value = key_value.unbind(2)
     else:
-        query, key, value = (
-            linear_layer(module.qkv, hidden).view(batch, length, 3, heads, depth).permute(2, 0, 3, 1, 4).unbind(0)
-        )
-    return linear_layer(module.proj, attend(query, key, value))
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention of query (B, H, n, D) to key and value (B, H, L, D): (B, n, H * D).
-
-    On a CPU and without gradient by `cross_attention`, whose kernel takes two thirds of the time of torch's.
-    """
-    if torch.is_grad_enabled() or query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-    images, _, rows, _ = query.shape
-    query, key, value = (states.transpose(1, 2) for states in (query, key, value))
-    bounds = torch.arange(0, images * rows + 1, rows, dtype=torch.int32)
-    return cross_attention(query.flatten(0, 1), key, value, bounds, torch.arange(images)).view(images, rows, -1)
+        query, key, value = linear_layer(module.qkv, hidden).view(batch, length, 3, heads, depth).unbind(2)
+    return linear_layer(module.proj, attend(module, query, key, value).flatten(2))
 
 
 def mlp(module: Mlp, hidden: Tensor) -> Tensor:

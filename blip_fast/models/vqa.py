@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from blip_fast.data.packing import PackedTexts, pack
-from blip_fast.data.tokens import cached_tokenizer, strings_of, tokenize
+from blip_fast.data.tokens import strings_of, tokenize
 from blip_fast.generation import Generated, GeneratedIds, OptionArguments, Options, generate, prompts_of
 from blip_fast.models.strings import Texts, pack_texts
 from blip_fast.models.text import AttentionDropout, LookAt, decoder_stream, encoder_stream, run_layers, token_losses
 from blip_fast.models.vit import image_states
 from blip_fast.outputs import VQAOutput
 from blip_fast.reference.vqa import BlipVQA as ReferenceVQA
-from blip_fast.reference.vqa import Ranking, tokenize_questions
+from blip_fast.reference.vqa import Ranking
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -39,9 +39,10 @@ class BlipVQA(ReferenceVQA):
 
         Questions and answers may come packed, or as strings.
         """
-        answers = pack_texts(answer_ids, answer_mask, "answer", self.config, image.device)
+        answers = pack_texts(answer_ids, answer_mask, "answer", self, image.device)
         counts = torch.as_tensor(answers_per_question)
-        if counts.shape != image.shape[:1] or (counts.device.type == "cpu" and int(counts.sum()) != len(answers)):
+        readable = counts.device.type == "cpu" and not torch.compiler.is_compiling()
+        if counts.shape != image.shape[:1] or (readable and int(counts.sum()) != len(answers)):
             raise ValueError(
                 f"answers_per_question={counts.tolist()} for {len(image)} images and {len(answers)} answers; "
                 "expected one count per image, together the number of answers"
@@ -56,12 +57,12 @@ class BlipVQA(ReferenceVQA):
         self, image: Tensor, question_ids: Texts, question_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """States (B, N, text_width) of questions that have seen their images, 0 at padding; and their lengths (B,)."""
-        texts = pack_texts(question_ids, question_mask, "question", self.config, image.device)
+        texts = pack_texts(question_ids, question_mask, "question", self, image.device)
         texts = texts.with_first_token(self.config.enc_token_id)
         dropout = self._dropout(image.device)
         own = torch.arange(len(texts), device=image.device)
         stream = encoder_stream(self.text_encoder, texts, own, first_only=False)
-        look = LookAt(self.visual_states(image), dropout)
+        look = LookAt(self.visual_states(image))
         (hidden,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, look)
         return texts.unpack(hidden), texts.cu_seqlens.diff()
 
@@ -118,10 +119,10 @@ class BlipVQA(ReferenceVQA):
 
         ``return_scores`` gives :class:`blip_fast.generation.Generated` with log-probabilities in place of strings.
         """
-        tokens = tokenize_questions(list(questions), images)
+        tokens = self.tokenize_questions(list(questions), images)
         result = self.generate_ids(images, *tokens, num_beams, max_length, min_length, return_scores=True, **options)
         assert isinstance(result, GeneratedIds)
-        texts = cached_tokenizer().batch_decode(result.ids, skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(result.ids, skip_special_tokens=True)
         return result.with_texts(texts) if return_scores else texts
 
     @torch.no_grad()
@@ -163,8 +164,8 @@ class BlipVQA(ReferenceVQA):
         ``return_scores`` gives :class:`blip_fast.generation.Generated` in place of strings: log-probabilities of the chosen
         answer, [SEP] included.
         """
-        answer_ids, answer_mask = tokenize(candidates, "answer")
-        question_ids, question_mask = (part.cpu() for part in tokenize_questions(list(questions), images))
+        answer_ids, answer_mask = tokenize(candidates, "answer", self.tokenizer)
+        question_ids, question_mask = (part.cpu() for part in self.tokenize_questions(list(questions), images))
         question_ids, answer_ids = question_ids.to(images.device), answer_ids.to(images.device)
         best = self.rank_ids(images, question_ids, question_mask, answer_ids, answer_mask, k).best
         texts = [strings_of(candidates)[index] for index in best.tolist()]
@@ -193,7 +194,7 @@ class BlipVQA(ReferenceVQA):
         dropout = self._dropout(states.device)
         stream = decoder_stream(self.text_decoder, answers, question_of_answer)
         layers = self.text_decoder.bert.encoder.layer
-        (hidden,) = run_layers(layers, [stream], dropout, LookAt(states, dropout, lengths))
+        (hidden,) = run_layers(layers, [stream], dropout, LookAt(states, lengths))
         return hidden
 
     def _dropout(self, device: torch.device) -> AttentionDropout:

@@ -11,6 +11,7 @@ from blip_fast.ops.hard_negatives import mine_hard_negatives
 from blip_fast.ops.linear import linear
 from blip_fast.ops.linear_cross_entropy import linear_cross_entropy
 from blip_fast.ops.momentum import momentum_update_
+from blip_fast.ops.packed_self_attention import packed_self_attention
 
 __all__ = [
     "adamw_momentum_step_",
@@ -24,4 +25,5 @@ __all__ = [
     "linear_cross_entropy",
     "mine_hard_negatives",
     "momentum_update_",
+    "packed_self_attention",
 ]

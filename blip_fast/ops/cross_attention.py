@@ -127,13 +127,19 @@ def _attend(
     if not scale > 0:
         raise ValueError(f"scale is {scale}; expected a positive number")
     lengths = None if image_lengths is None else image_lengths.to(torch.int32)
-    rng = (None, None) if dropout_p == 0 else (_seed(seed, query.device), _scalar(offset, query.device))
+    rng = dropout_state(dropout_p, seed, offset, query.device)
     tile = tile_rows(query.shape[0], key.shape[0])
     return _operation.call(query, key, value, list(groups), lengths, *rng, float(dropout_p), scale, tile)[0]
 
 
-def _seed(seed: Tensor | int | None, device: torch.device) -> Tensor:
-    return torch.randint(2**63 - 1, (1,), device=device) if seed is None else _scalar(seed, device)
+def dropout_state(
+    dropout_p: float, seed: Tensor | int | None, offset: Tensor | int, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """Seed and offset of attention dropout as tensors on the device, (None, None) without dropout; a seed of None is drawn."""
+    if dropout_p == 0:
+        return None, None
+    drawn = torch.randint(2**63 - 1, (1,), device=device) if seed is None else _scalar(seed, device)
+    return drawn, _scalar(offset, device)
 
 
 def _scalar(number: Tensor | int, device: torch.device) -> Tensor:

@@ -96,13 +96,17 @@ class Operation:
             return None
         return _triton_unavailable() if backend == "triton" else self._native_unavailable(backend)
 
+    def forced(self) -> str | None:
+        """The backend that is forced for this operation, by `backend` or the environment."""
+        return _forced.get(self.name) or _forced.get("*")
+
     def select(self, tensors: list[torch.Tensor]) -> str:
         """Name of the backend for these inputs: the forced one, or else the fastest that takes them.
 
         Raises:
             RuntimeError: the forced backend cannot serve the call; the sentence says what is missing.
         """
-        forced = _forced.get(self.name) or _forced.get("*")
+        forced = self.forced()
         if forced is not None:
             if reason := self._refusal(forced, tensors):
                 raise RuntimeError(f"backend '{forced}' cannot run {self.name}: {reason}")

@@ -27,13 +27,16 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
     ``mask`` is added to the scores and broadcasts to (B, H, N, L). ``dropout_p`` drops attention probabilities; pass 0
     outside of training.
     """
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-    if mask is not None:
-        scores = scores + mask
-    probabilities = scores.softmax(dim=-1)
+    probabilities = attention_probabilities(query, key, mask)
     if dropout_p > 0.0:
         probabilities = F.dropout(probabilities, dropout_p)
     return probabilities @ value
+
+
+def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
+    """How much each of query (B, H, N, D) attends to each of key (B, H, L, D): (B, H, N, L), rows sum to 1."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    return (scores if mask is None else scores + mask).softmax(dim=-1)
 
 
 def padding_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -62,9 +62,7 @@ class BlipCaptioner(PretrainedModel):
         length_norm: LengthNorm = "published",
     ) -> list[str]:
         """Captions without the prompt; see :meth:`generate_ids`."""
-        from blip_fast.data.tokenizer import load_tokenizer
-
-        tokenizer = load_tokenizer()
+        tokenizer = self.tokenizer
         ids = self.generate_ids(
             images,
             torch.tensor(tokenizer(prompt).input_ids),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from blip_fast.config import BlipConfig
 from blip_fast.reference.attention import causal_mask, cross_mask
+from blip_fast.reference.recompute import Recompute
 from blip_fast.reference.text import KeyValueCache, TextEmbeddings, TextEncoder, TextLayers, init_text_weights
 
 IGNORED = -100  # label of a position without a target
@@ -70,6 +71,10 @@ class TextDecoder(nn.Module):
         self.cls = LanguageHead(config)
         self.apply(init_text_weights)
         self.tie_output()
+
+    def set_grad_checkpointing(self, enable: bool = True, layers: int | None = None, mode: Recompute = "full") -> None:
+        """As :meth:`blip_fast.reference.text.TextLayers.set_grad_checkpointing`."""
+        self.bert.encoder.set_grad_checkpointing(enable, layers, mode)
 
     def tie_output(self) -> None:
         """Let the vocabulary projection use the word embeddings."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from blip_fast.config import BlipConfig
 from blip_fast.reference.attention import attention, cross_mask, merge_heads, padding_mask, split_heads
+from blip_fast.reference.recompute import Recompute, recomputed, set_recompute
 
 Mode = Literal["text", "multimodal"]
 
@@ -125,10 +126,17 @@ class Intermediate(nn.Module):
 
 
 class TextLayer(nn.Module):
-    """Self-attention, cross-attention (skipped without ``states``), MLP."""
+    """Self-attention, cross-attention (skipped without ``states``), MLP.
+
+    Attributes:
+        recompute: what is not kept of the layer for the backward pass; see `blip_fast.reference.recompute`.
+    """
+
+    recompute: Recompute | None = None
 
     def __init__(self, config: BlipConfig, state_width: int) -> None:
         super().__init__()
+        self.draws_in_training = config.hidden_dropout > 0.0 or config.attention_dropout > 0.0
         self.attention = TextAttention(config, config.text_width)
         self.crossattention = TextAttention(config, state_width)
         self.intermediate = Intermediate(config)
@@ -147,6 +155,11 @@ class TextLayer(nn.Module):
             hidden = self.crossattention(hidden, states, state_mask)
         return self.output(self.intermediate(hidden), hidden)
 
+    @property
+    def draws(self) -> bool:
+        """Whether a forward pass draws random numbers."""
+        return self.training and self.draws_in_training
+
 
 class TextLayers(nn.Module):
     """The stack of layers."""
@@ -164,8 +177,20 @@ class TextLayers(nn.Module):
         caches: list[KeyValueCache] | None = None,
     ) -> Tensor:
         for index, layer in enumerate(self.layer):
-            hidden = layer(hidden, mask, states, state_mask, caches[index] if caches is not None else None)
+            cache, mode = (None, layer.recompute) if caches is None else (caches[index], None)
+            hidden = recomputed(layer, hidden, mask, states, state_mask, cache, mode=mode, draws=layer.draws)
         return hidden
+
+    def set_grad_checkpointing(self, enable: bool = True, layers: int | None = None, mode: Recompute = "full") -> None:
+        """Keep less of the last ``layers`` layers (None: all) for the backward pass, which computes it again.
+
+        Args:
+            enable: False keeps everything in all layers.
+            layers: how many layers, counted from the last.
+            mode: "full" keeps nothing inside of a layer; "selective" keeps the results of linear layers and fused
+                attention, and computes norms, activations and dropout again.
+        """
+        set_recompute(self.layer, enable, layers, mode)
 
 
 class TextEncoder(nn.Module):
@@ -176,6 +201,10 @@ class TextEncoder(nn.Module):
         self.embeddings = TextEmbeddings(config)
         self.encoder = TextLayers(config, config.vit_width if state_width is None else state_width)
         self.apply(init_text_weights)
+
+    def set_grad_checkpointing(self, enable: bool = True, layers: int | None = None, mode: Recompute = "full") -> None:
+        """As :meth:`TextLayers.set_grad_checkpointing`."""
+        self.encoder.set_grad_checkpointing(enable, layers, mode)
 
     def forward(
         self,

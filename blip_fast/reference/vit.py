@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blip_fast.config import BlipConfig
 from blip_fast.reference.attention import attention, merge_heads
+from blip_fast.reference.recompute import Recompute, recomputed, set_recompute
 
 
 class PatchEmbed(nn.Module):
@@ -65,7 +68,14 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Attributes:
+        recompute: what is not kept for the backward pass: "full" wraps attention and MLP, one by one, as published;
+            "selective" the whole block. See `blip_fast.reference.recompute`.
+    """
+
+    recompute: Recompute | None = None
 
     def __init__(self, config: BlipConfig, drop_path: float) -> None:
         super().__init__()
@@ -77,8 +87,22 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * config.vit_mlp_ratio))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        hidden = hidden + self.drop_path(self.attn(self.norm1(hidden)))
-        return hidden + self.drop_path(self.mlp(self.norm2(hidden)))
+        return recomputed(self.run, hidden, mode=self.recompute_of("block"), draws=self.draws)
+
+    def recompute_of(self, part: Literal["block", "sublayer"]) -> Recompute | None:
+        """What is not kept of the whole block, and of attention and MLP inside of it."""
+        return self.recompute if (self.recompute == "selective") == (part == "block") else None
+
+    @property
+    def draws(self) -> bool:
+        """Whether a forward pass draws random numbers."""
+        return self.training and self.drop_path.probability > 0.0
+
+    def run(self, hidden: Tensor) -> Tensor:
+        """The block itself; with "full", what is inside of attention and MLP is not kept."""
+        mode = self.recompute_of("sublayer")
+        hidden = hidden + self.drop_path(recomputed(self.attn, self.norm1(hidden), mode=mode))
+        return hidden + self.drop_path(recomputed(self.mlp, self.norm2(hidden), mode=mode))
 
 
 class VisionTransformer(nn.Module):
@@ -108,6 +132,19 @@ class VisionTransformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
+
+    def set_grad_checkpointing(self, enable: bool = True, layers: int | None = None, mode: Recompute = "full") -> None:
+        """Keep less of the last ``layers`` blocks (None: all) for the backward pass, which computes it again.
+
+        ``enable`` and ``layers`` are the published programs' ``vit_grad_ckpt`` and ``vit_ckpt_layer``.
+
+        Args:
+            enable: False keeps everything in all blocks.
+            layers: how many blocks, counted from the last.
+            mode: "full", as published, keeps nothing inside of attention and MLP; "selective" keeps the results of
+                linear layers and fused attention, and computes norms and activations again.
+        """
+        set_recompute(self.blocks, enable, layers, mode)
 
     def embed(self, image: Tensor) -> Tensor:
         """Class token and patches with their position embeddings, (B, 1 + patches, width)."""

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from blip_fast.checkpoints.pretrained import PretrainedModel
 from blip_fast.config import BlipConfig
+from blip_fast.data.tokens import tokenize
 from blip_fast.outputs import VQAOutput
 from blip_fast.reference.decoder import DecodingSession, TextDecoder, lm_labels, lm_loss
 from blip_fast.reference.generation import Decoder, LengthNorm, Limits, beam_search, single_path
 from blip_fast.reference.text import TextEncoder, with_first_token
 from blip_fast.reference.vit import VisionTransformer
-
-MAX_QUESTION_TOKENS = 35
 
 
 class Ranking(NamedTuple):
@@ -142,28 +141,19 @@ class BlipVQA(PretrainedModel):
         self, images: Tensor, questions: list[str], num_beams: int = 3, max_length: int = 10, min_length: int = 1
     ) -> list[str]:
         """Generated answers, one per image and question."""
-        from blip_fast.data.tokenizer import load_tokenizer
-
-        ids = self.generate_ids(images, *tokenize_questions(questions, images), num_beams, max_length, min_length)
-        return load_tokenizer().batch_decode(ids, skip_special_tokens=True)
+        ids = self.generate_ids(images, *self.tokenize_questions(questions, images), num_beams, max_length, min_length)
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     def rank(self, images: Tensor, questions: list[str], candidates: list[str], k: int = 128) -> list[str]:
         """The best of the candidate answers for each image and question."""
-        from blip_fast.data.tokenizer import load_tokenizer
-
-        answers = load_tokenizer()(candidates, padding="longest", return_tensors="pt").to(images.device)
-        questions_ids = tokenize_questions(questions, images)
+        answers = self.tokenizer(candidates, padding="longest", return_tensors="pt").to(images.device)
+        questions_ids = self.tokenize_questions(questions, images)
         ranking = self.rank_ids(images, *questions_ids, answers.input_ids, answers.attention_mask, k)
         return [candidates[index] for index in ranking.best.tolist()]
 
-
-def tokenize_questions(questions: list[str], images: Tensor) -> tuple[Tensor, Tensor]:
-    """Ids and mask (B, N) of questions, padded to the longest, cut to 35 tokens, on the images' device."""
-    from blip_fast.data.tokenizer import load_tokenizer
-
-    if len(questions) != len(images):
-        raise ValueError(f"questions has {len(questions)} texts for {len(images)} images; expected one per image")
-    tokens = load_tokenizer()(
-        questions, padding="longest", truncation=True, max_length=MAX_QUESTION_TOKENS, return_tensors="pt"
-    ).to(images.device)
-    return tokens.input_ids, tokens.attention_mask
+    def tokenize_questions(self, questions: list[str], images: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, N) of questions, padded to the longest, cut to 35 tokens, on the images' device."""
+        if len(questions) != len(images):
+            raise ValueError(f"questions has {len(questions)} texts for {len(images)} images; expected one per image")
+        ids, mask = tokenize(questions, "question", self.tokenizer)
+        return ids.to(images.device), mask.to(images.device)

@@ -11,7 +11,7 @@ import torch
 from blip_fast.report.figures import curve, score_histogram, score_map
 from blip_fast.report.page import inline_svg, picture_uri, render
 from blip_fast.tasks.demo import DemoResult
-from blip_fast.tasks.evaluation import target_ranks
+from blip_fast.tasks.evaluation.pairs import target_ranks
 
 _SHOWN_CANDIDATES = 5
 _SHOWN_QUERIES = 6

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 
 ACCENT = "#0f766e"
 _INK, _MUTED, _GRID = "#1f2933", "#94a3b8", "#e2e8f0"
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "svg.hashsalt": "blip_fast",  # else the ids of clip paths are random
     "font.family": "sans-serif",
@@ -30,9 +31,17 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+def to_svg(figure: Figure) -> str:
+    """The figure as SVG text, without what does not belong inside HTML: XML declaration and doctype."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
 def curve(values: Sequence[float], title: str, log_scale: bool = False, smooth: int = 20) -> str:
     """One metric by step: every value faint, the mean of the last ``smooth`` values in full colour."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.2, 2.5), layout="constrained")
         axes = figure.subplots()
         if smooth > 1:
@@ -45,12 +54,12 @@ def curve(values: Sequence[float], title: str, log_scale: bool = False, smooth: 
             axes.set_yscale("log")
         else:
             axes.set_ylim(bottom=0)
-        return _to_svg(figure)
+        return to_svg(figure)
 
 
 def score_map(scores: Sequence[Sequence[float]]) -> str:
     """Scores in [0, 1], one row per picture and one column per caption, as a map from white (0) to the accent (1)."""
-    with mpl.rc_context(_STYLE | {"axes.grid": False}):
+    with mpl.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(4.4, 4.0), layout="constrained")
         axes = figure.subplots()
         colours = LinearSegmentedColormap.from_list("accent", ["#f8fafc", ACCENT])
@@ -64,12 +73,12 @@ def score_map(scores: Sequence[Sequence[float]]) -> str:
         axes.spines[:].set_visible(False)
         bar = figure.colorbar(mesh, ax=axes, fraction=0.046, ticks=[0, 0.5, 1])
         bar.outline.set_visible(False)
-        return _to_svg(figure)
+        return to_svg(figure)
 
 
 def score_histogram(true: Sequence[float], false: Sequence[float]) -> str:
     """How scores in [0, 1] of true and of false pairs are spread, in twenty bins, as shares of each kind."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.4, 4.0), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True)
         for axes, values, colour, name in ((upper, true, ACCENT, "true pairs"), (lower, false, _MUTED, "false pairs")):
@@ -80,7 +89,49 @@ def score_histogram(true: Sequence[float], false: Sequence[float]) -> str:
             axes.set_ylim(0, 100)
         lower.set_xlabel("probability that picture and caption match")
         lower.set_xlim(0, 1)
-        return _to_svg(figure)
+        return to_svg(figure)
+
+
+def match_histograms(counts: Mapping[str, Sequence[int]], threshold: float) -> str:
+    """How matching probabilities are spread, from the counts of equal bins over [0, 1] for each kind of text.
+
+    Bins from the threshold on are in full colour.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.4, 2.4 * len(counts)), layout="constrained")
+        rows = figure.subplots(len(counts), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (name, bins) in zip(rows, counts.items(), strict=True):
+            share = [100 * count / max(sum(bins), 1) for count in bins]
+            left = [number / len(bins) for number in range(len(bins))]
+            colours = [ACCENT if edge + 0.5 / len(bins) >= threshold else _MUTED for edge in left]
+            axes.bar(left, share, width=1 / len(bins), align="edge", color=colours, edgecolor="white", linewidth=0.5)
+            axes.axvline(threshold, color=_INK, linewidth=1, linestyle="--")
+            axes.set_title(f"{sum(bins):,} {name}", loc="left", fontsize=10, fontweight="bold")
+            axes.set_ylabel("%")
+            axes.set_xlim(0, 1)
+        axes.set_xlabel("probability that picture and text match")
+        return to_svg(figure)
+
+
+def line_plot(x: Sequence[float], lines: Mapping[str, Sequence[float]], title: str, x_label: str = "epoch") -> str:
+    """One or more named lines over ``x``; a legend where there is more than one. Values that are no numbers leave gaps."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(4.2, 2.5), layout="constrained")
+        axes = figure.subplots()
+        for (name, values), color in zip(lines.items(), itertools.cycle((ACCENT, _MUTED))):
+            axes.plot(
+                x, values, color=color, linewidth=1.8, marker="." if len(x) < 30 else None, label=plain_text(name)
+            )
+        axes.set_title(plain_text(title), loc="left", fontsize=10, fontweight="bold")
+        axes.set_xlabel(x_label)
+        if len(lines) > 1:
+            axes.legend(frameon=False)
+        return to_svg(figure)
+
+
+def plain_text(text: str) -> str:
+    """Text that matplotlib does not take for mathematics."""
+    return text.replace("$", r"\$")
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
@@ -90,10 +141,3 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
         total += value - (values[index - window] if index >= window else 0.0)
         means.append(total / min(index + 1, window))
     return means
-
-
-def _to_svg(figure: Figure) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]  # without XML declaration and doctype, which do not belong inside HTML

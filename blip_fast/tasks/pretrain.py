@@ -1,134 +1,72 @@
-"""Pre-training on image-caption pairs: ITC + ITM + LM, with momentum encoders, queues and hard negatives."""
+"""``pretrain``: ITC + ITM + LM on image-caption pairs, with momentum encoders, queues and hard negatives (paper section 3)."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable, Iterator
+from pathlib import Path
 
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedTokenizerFast
+from torch import Tensor, nn
 
-from blip_fast.data.pairs import PairBatch, PairDataset, collate_pairs
-from blip_fast.training.loop import StepReport, adamw, train
-from blip_fast.training.meters import MetricLog
+from blip_fast.checkpoints import load_bert, load_checkpoint, load_vit
+from blip_fast.data.pretrain import PretrainBatch, PretrainData
+from blip_fast.data.shards import ShardData, shard_files
+from blip_fast.data.transforms import PRETRAIN_SCALE
+from blip_fast.models import BlipPretrain
+from blip_fast.tasks.base import Metrics, Routine, Split, Task
+from blip_fast.tasks.pictures import training_pictures
 from blip_fast.training.schedules import alpha_ramp, pretrain_lr
-from blip_fast.training.seeding import seed_worker
-
-# Reading losses waits for the device, so NaNs are looked for only once in so many steps.
-_CHECK_EVERY = 50
+from blip_fast.training.settings import PretrainSettings
 
 
-@dataclasses.dataclass(frozen=True)
-class PretrainSettings:
-    """How to pre-train. The defaults are the published ones, apart from ``total_steps``.
+class PretrainTask(Task[PretrainSettings, PretrainBatch]):
+    """Pre-training. There is nothing to evaluate; every epoch becomes a checkpoint."""
 
-    An epoch is ``passes_per_epoch`` passes over the pairs, each in a new order: the schedules count in epochs, and
-    small sets need longer ones.
-    """
+    name = "pretrain"
+    settings_class = PretrainSettings
+    routine = Routine()
 
-    total_steps: int
-    batch_size: int = 75
-    init_lr: float = 3e-4
-    min_lr: float = 1e-6
-    warmup_lr: float = 1e-6
-    warmup_steps: int = 3000
-    lr_decay_rate: float = 0.9
-    weight_decay: float = 0.05
-    alpha: float = 0.4
-    max_tokens: int = 30
-    passes_per_epoch: int = 1
-    workers: int = 4
-    max_broken_images: int = 100
+    def files(self) -> list[Path]:
+        settings = self.settings
+        if settings.shards:
+            return shard_files(settings.shards)
+        return [Path(name) for name in (settings.image_root, *settings.train_file, settings.laion_path) if name]
 
-    def to_dict(self) -> dict[str, int | float]:
-        return dataclasses.asdict(self)
+    def build_model(self) -> nn.Module:
+        return BlipPretrain(self.settings.blip_config())
 
+    def load_initial(self, model: nn.Module) -> None:
+        """A checkpoint if ``pretrained`` names one; else a ViT trained on ImageNet, and BERT."""
+        settings = self.settings
+        if settings.pretrained:
+            load_checkpoint(model, settings.pretrained)
+            return
+        if settings.vit_source:
+            load_vit(model, settings.vit_source)
+        if settings.init_bert:
+            load_bert(model, settings.init_bert)
 
-class PassSampler(Sampler[int]):
-    """Indices of ``passes`` passes over ``length`` samples, each pass a new permutation drawn from ``generator``."""
+    def train_data(self) -> PretrainData | ShardData:
+        settings = self.settings
+        transform = training_pictures(settings, PRETRAIN_SCALE)
+        if settings.shards:
+            if settings.train_file or settings.laion_path:
+                raise ValueError("shards are given beside train_file or laion_path; expected one kind of data")
+            return ShardData(settings.shards, transform, bad=self.bad)
+        rotating = sorted(Path(settings.laion_path).glob("*.json")) if settings.laion_path else []
+        if settings.laion_path and not rotating:
+            raise ValueError(f"laion_path={settings.laion_path!r} has no .json files")
+        return PretrainData(settings.train_file, settings.image_root, transform, rotating=rotating, bad=self.bad)
 
-    def __init__(self, length: int, passes: int, generator: torch.Generator) -> None:
-        self.length = length
-        self.passes = passes
-        self.generator = generator
+    @property
+    def batch_size(self) -> int:
+        return self.settings.batch_size
 
-    def __len__(self) -> int:
-        return self.length * self.passes
+    def losses(self, model: nn.Module, batch: PretrainBatch, alpha: float) -> dict[str, Tensor]:
+        output = model(batch.images, batch.texts, alpha=alpha)
+        return {"loss_ita": output.loss_itc, "loss_itm": output.loss_itm, "loss_lm": output.loss_lm}
 
-    def __iter__(self) -> Iterator[int]:
-        for _ in range(self.passes):
-            yield from torch.randperm(self.length, generator=self.generator).tolist()
-
-
-class BrokenImages:
-    """The pictures that could not be read so far; more than ``limit`` of them are an error."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.messages: dict[str, None] = {}
-
-    def add(self, messages: tuple[str, ...]) -> None:
-        self.messages.update(dict.fromkeys(messages))
-        if len(self.messages) > self.limit:
-            raise RuntimeError(
-                f"{len(self.messages)} pictures cannot be read, more than max_broken_images={self.limit}; the last: "
-                f"{next(reversed(self.messages))}"
-            )
-
-
-def pretrain(
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerFast,
-    pairs: PairDataset,
-    settings: PretrainSettings,
-    device: torch.device,
-    generator: torch.Generator,
-    on_step: Callable[[StepReport, MetricLog], None],
-) -> tuple[MetricLog, BrokenImages]:
-    """Train ``model``, a ``BlipPretrain`` on ``device``, in place; returns every step's losses and the broken pictures.
-
-    Each batch: ``model(image, input_ids, attention_mask, alpha=...)`` with captions padded or cut to
-    ``settings.max_tokens``. ``generator`` orders the pairs.
-    """
-    if len(pairs) < settings.batch_size:
-        raise ValueError(f"batch_size={settings.batch_size} is more than the {len(pairs)} pairs there are")
-    loader = DataLoader(
-        pairs,
-        batch_size=settings.batch_size,
-        sampler=PassSampler(len(pairs), settings.passes_per_epoch, generator),
-        num_workers=settings.workers,
-        collate_fn=collate_pairs,
-        drop_last=True,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=seed_worker,
-        generator=generator,
-    )
-    log, broken = MetricLog(), BrokenImages(settings.max_broken_images)
-
-    def losses(batch: PairBatch, alpha: float) -> dict[str, Tensor]:
-        broken.add(batch.broken)
-        texts = tokenize(tokenizer, batch.captions, settings.max_tokens)
-        images, ids = (tensor.to(device, non_blocking=True) for tensor in (batch.images, texts["input_ids"]))
-        # the mask stays on the host, where the lengths are read
-        output = model(images, ids, texts["attention_mask"], alpha=alpha)
-        return {"itc": output.loss_itc, "itm": output.loss_itm, "lm": output.loss_lm}
-
-    def record(report: StepReport) -> None:
-        log.append({**report.losses, "lr": report.lr, "alpha": report.alpha})
-        if report.step % _CHECK_EVERY == 0 or report.step == settings.total_steps - 1:
-            check_finite(log, list(report.losses), report.step - _CHECK_EVERY)
-        on_step(report, log)
-
-    model.train()
-    train(
-        losses,
-        loader,
-        adamw(model, settings.init_lr, settings.weight_decay),
-        total_steps=settings.total_steps,
-        lr_at=lambda epoch, step: pretrain_lr(
+    def learning_rate(self, epoch: int, step: int, steps_per_epoch: int) -> float:
+        settings = self.settings
+        return pretrain_lr(
             epoch,
             step,
             init_lr=settings.init_lr,
@@ -136,23 +74,10 @@ def pretrain(
             warmup_lr=settings.warmup_lr,
             decay_rate=settings.lr_decay_rate,
             warmup_steps=settings.warmup_steps,
-        ),
-        alpha_at=lambda epoch, step: alpha_ramp(epoch, step, len(loader), settings.alpha),
-        on_step=record,
-    )
-    return log, broken
+        )
 
+    def alpha(self, epoch: int, step: int, steps_per_epoch: int) -> float:
+        return alpha_ramp(epoch, step, steps_per_epoch, self.settings.alpha)
 
-def check_finite(log: MetricLog, names: list[str], first_step: int) -> None:
-    """Raise FloatingPointError that names a step from ``first_step`` on with a NaN or infinite loss, if there is one."""
-    for name in names:
-        series = log.series(name)
-        for step in range(max(first_step, 0), len(series)):
-            if not math.isfinite(value := series[step]):
-                raise FloatingPointError(f"loss {name} is {value} in step {step}; a lower init_lr may help")
-
-
-def tokenize(tokenizer: PreTrainedTokenizerFast, captions: list[str], max_tokens: int) -> dict[str, Tensor]:
-    """input_ids and attention_mask (B, max_tokens) int64 of captions, padded or cut to ``max_tokens``."""
-    texts = tokenizer(captions, padding="max_length", truncation=True, max_length=max_tokens, return_tensors="pt")
-    return {"input_ids": texts["input_ids"], "attention_mask": texts["attention_mask"]}
+    def evaluate(self, model: nn.Module, split: Split, epoch: int | None) -> Metrics:
+        return {}

@@ -1,68 +1,63 @@
-"""The training loop: one optimizer step after another, in the published order."""
+"""The training loop's inside: batches of an epoch, and one optimizer step after another."""
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
-import torch
+from torch.utils.data import Dataset
 
-Batch = TypeVar("Batch")
+from blip_fast.data.loader import make_loader
+from blip_fast.data.sampling import EpochSampler
+from blip_fast.training.seeding import unchanged_random_state
+from blip_fast.training.trainer import StepReport, Trainer, grouped
 
-
-@dataclasses.dataclass(frozen=True)
-class StepReport:
-    """What one step did: its number (from 0), epoch, learning rate, alpha, and losses (scalar tensors, detached)."""
-
-    step: int
-    epoch: int
-    lr: float
-    alpha: float
-    losses: Mapping[str, torch.Tensor]
+if TYPE_CHECKING:
+    from blip_fast.tasks.base import Task
 
 
-def adamw(model: torch.nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """The published optimizer: every parameter in one group, decay on biases and norms too."""
-    # fused: the same update in one pass over memory instead of a dozen.
-    return torch.optim.AdamW(
-        model.parameters(), lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=True
-    )
+def epoch_batches(
+    task: Task[Any, Any], data: Dataset[Any], epoch: int, first_step: int = 0
+) -> tuple[Iterator[Any], int]:
+    """This rank's batches of an epoch from optimizer step ``first_step`` on, and how many steps the whole epoch has.
 
-
-def train(
-    compute_losses: Callable[[Batch, float], Mapping[str, torch.Tensor]],
-    batches: Iterable[Batch],
-    optimizer: torch.optim.Optimizer,
-    *,
-    total_steps: int,
-    lr_at: Callable[[int, int], float],
-    alpha_at: Callable[[int, int], float],
-    on_step: Callable[[StepReport], None],
-) -> None:
-    """Run ``total_steps`` optimizer steps over ``batches``, which is iterated anew for every epoch.
-
-    Each step: set the learning rate ``lr_at(epoch, step in epoch)``, clear gradients, compute the losses with
-    ``alpha_at(epoch, step in epoch)``, backward through their sum, optimizer step.
+    Raises ValueError where the data is too small for a step, or the epoch shorter than ``first_step``.
     """
-    if total_steps < 1:
-        raise ValueError(f"total_steps={total_steps} must be at least 1")
-    for number, (epoch, step, batch) in enumerate(itertools.islice(_endless(batches), total_steps)):
-        lr, alpha = lr_at(epoch, step), alpha_at(epoch, step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.zero_grad()
-        losses = compute_losses(batch, alpha)
-        torch.stack(list(losses.values())).sum().backward()
-        optimizer.step()
-        on_step(StepReport(number, epoch, lr, alpha, {name: loss.detach() for name, loss in losses.items()}))
+    settings, context = task.settings, task.context
+    if hasattr(data, "set_epoch"):
+        data.set_epoch(epoch)
+    length = len(data)
+    seed, rank, ranks = context.seed, context.rank, context.world_size
+    sampler = EpochSampler(length, task.batch_size, seed, rank, ranks, passes=settings.passes_per_epoch)
+    steps = len(sampler) // settings.accumulate
+    if not steps:
+        raise ValueError(f"accumulate={settings.accumulate} is more than the {len(sampler)} batches of an epoch")
+    if first_step > steps:
+        raise ValueError(f"the state is at step {first_step} of an epoch that has {steps} steps with this data")
+    sampler.set_epoch(epoch, start_batch=first_step * settings.accumulate)
+    loader = make_loader(data, sampler, settings.workers, context.device)
+    with unchanged_random_state():  # a loader's iterator draws a seed that nothing here uses
+        return iter(loader), steps
 
 
-def _endless(batches: Iterable[Batch]) -> Iterable[tuple[int, int, Batch]]:
-    for epoch in itertools.count():
-        step = -1
-        for step, batch in enumerate(batches):
-            yield epoch, step, batch
-        if step < 0:
-            raise ValueError("batches is empty; expected at least one batch per epoch (fewer pairs than a batch?)")
+def train_steps(
+    task: Task[Any, Any],
+    trainer: Trainer[Any],
+    batches: Iterable[Any],
+    epoch: int,
+    steps: int,
+    first_step: int = 0,
+    around: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Iterator[StepReport]:
+    """Take the optimizer steps of an epoch, of which there are ``steps``, one at each iteration, within ``around()``."""
+    trainer.model.train()
+    started = time.perf_counter()
+    for step, group in enumerate(grouped(batches, trainer.settings.accumulate), first_step):
+        waited = time.perf_counter() - started
+        lr, alpha = task.learning_rate(epoch, step, steps), task.alpha(epoch, step, steps)
+        with around():
+            losses = trainer.step(group, lr, alpha)
+        yield StepReport(epoch, step, lr, alpha, losses, group, waited)
+        started = time.perf_counter()

@@ -1,54 +1,71 @@
-"""What training steps report: every value, and averages over the last ones."""
+"""Values of named metrics over the steps of an epoch, and times."""
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping
 
 import torch
 
+from blip_fast.training.distributed import sum_over_ranks
+
 
 class MetricLog:
-    """The values of named metrics, one per step.
+    """The values of named metrics, one per step. All steps must report the same names."""
 
-    Tensors are read from their device only when a value is asked for, so that logging never makes a training step
-    wait. All steps must report the same names.
-    """
+    def __init__(self, series: Mapping[str, list[float]] | None = None) -> None:
+        self._series = {name: list(values) for name, values in (series or {}).items()}
 
-    def __init__(self) -> None:
-        self._read: dict[str, list[float]] = {}
-        self._pending: list[dict[str, torch.Tensor]] = []
+    def append(self, values: Mapping[str, float]) -> None:
+        """Add one step."""
+        if self._series and values.keys() != self._series.keys():
+            raise ValueError(f"metrics {sorted(values)} differ from those of earlier steps, {sorted(self._series)}")
+        for name, value in values.items():
+            self._series.setdefault(name, []).append(float(value))
 
-    def append(self, values: Mapping[str, torch.Tensor | float]) -> None:
-        """Add one step: scalar tensors (kept without their graph) or numbers."""
-        if self._read and values.keys() != self._read.keys():
-            raise ValueError(f"metrics {sorted(values)} differ from those of earlier steps, {sorted(self._read)}")
-        if not self._read:
-            self._read = {name: [] for name in values}
-        self._pending.append({name: _detached(value) for name, value in values.items()})
+    def __len__(self) -> int:
+        return len(next(iter(self._series.values()), []))
 
     @property
     def names(self) -> list[str]:
-        return list(self._read)
+        return list(self._series)
 
     def series(self, name: str) -> list[float]:
         """All values of a metric, in order of steps."""
-        self._flush()
-        return self._read[name]
+        return self._series[name]
+
+    def all_series(self) -> dict[str, list[float]]:
+        """All values of all metrics."""
+        return {name: list(values) for name, values in self._series.items()}
 
     def average(self, name: str, window: int = 50) -> float:
         """Mean of the last ``window`` values of a metric; NaN before the first step."""
-        recent = self.series(name)[-window:] if name in self._read else []
+        recent = self._series.get(name, [])[-window:]
         return sum(recent) / len(recent) if recent else float("nan")
 
-    def _flush(self) -> None:
-        if not self._pending:
-            return
-        for name, values in self._read.items():
-            column = [step[name] for step in self._pending]
-            device = max((value.device for value in column), key=lambda device: device.type != "cpu")
-            values += torch.stack([value.double().to(device) for value in column]).tolist()
-        self._pending.clear()
+    def averages_over_ranks(self) -> dict[str, float]:
+        """Mean of each metric over all steps of all ranks, which call it together."""
+        sums = [sum(values) for values in self._series.values()]
+        *totals, count = sum_over_ranks(torch.tensor([*sums, len(self)], dtype=torch.float64)).tolist()
+        return {name: total / max(count, 1) for name, total in zip(self._series, totals, strict=True)}
 
 
-def _detached(value: torch.Tensor | float) -> torch.Tensor:
-    return value.detach() if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)
+class Times:
+    """Durations of steps, in seconds: the mean of all, and of the last 20 as the published console line shows it."""
+
+    def __init__(self) -> None:
+        self.total, self.count = 0.0, 0
+        self._recent: collections.deque[float] = collections.deque(maxlen=20)
+
+    def add(self, seconds: float) -> None:
+        self.total += seconds
+        self.count += 1
+        self._recent.append(seconds)
+
+    @property
+    def mean(self) -> float:
+        return self.total / max(self.count, 1)
+
+    @property
+    def recent(self) -> float:
+        return sum(self._recent) / max(len(self._recent), 1)

@@ -1,29 +1,18 @@
 // Cross-attention of packed texts to images: one task per image and head; an image's keys are read once for all its
 // texts.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
-#include <atomic>
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "../common/dtypes.h"
 #include "attention_backward.h"
+#include "attention_call.h"
 #include "attention_forward.h"
 
 namespace blip_fast {
 namespace {
-
-using torch::stable::Tensor;
-
-const int32_t* int32s(const Tensor& tensor) { return static_cast<const int32_t*>(tensor.const_data_ptr()); }
-
-// Scalars that live in tensors, so that they can stay on a device elsewhere.
-uint64_t word(const std::optional<Tensor>& scalar) {
-  return scalar ? static_cast<uint64_t>(*static_cast<const int64_t*>(scalar->const_data_ptr())) : 0;
-}
 
 // RowGroups of blip_fast/reference/row_groups.py.
 struct Groups {
@@ -35,23 +24,6 @@ struct Groups {
         bounds(int32s(groups[3])),
         text_of_row(int32s(groups[4])) {}
 };
-
-// Head `head` of image `image` of a (B, L, H, D) tensor.
-template <class T, class Pointer>
-Rows<T> head_of(Pointer data, const Tensor& tensor, int64_t image, int64_t head) {
-  return {static_cast<T*>(data) + image * tensor.stride(0) + head * tensor.stride(2), tensor.stride(1)};
-}
-
-// The same of a (T, H, D) tensor.
-template <class T, class Pointer>
-Rows<T> head_of(Pointer data, const Tensor& tensor, int64_t head) {
-  return {static_cast<T*>(data) + head * tensor.stride(1), tensor.stride(0)};
-}
-
-template <class S, class Pointer>
-Rows<S> statistics_of(Pointer data, int64_t heads, int64_t head) {
-  return {static_cast<S*>(data) + head, heads};
-}
 
 struct Call {
   Tensor query, key, value;
@@ -96,23 +68,6 @@ struct Call {
   }
 };
 
-// Threads take work in turn, since images have different numbers of texts; a piece is one image and several of its
-// heads, since those lie side by side in memory. run(image, first head, heads, scratch).
-template <class F>
-void for_each_piece(int64_t images, int64_t heads, const F& run) {
-  const int64_t tasks = (images + 1) * heads, threads = torch::stable::get_num_threads();
-  const int64_t size = std::clamp<int64_t>(tasks / (8 * threads), 1, std::max<int64_t>(heads, 1));
-  const int64_t per_image = (heads + size - 1) / size, pieces = (images + 1) * per_image;
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, std::min(pieces, threads), 1, [&](int64_t, int64_t) {
-    Scratch scratch;
-    for (int64_t piece = next++; piece < pieces; piece = next++) {
-      const int64_t first = piece % per_image * size;
-      run(piece / per_image, first, std::min(size, heads - first), &scratch);
-    }
-  });
-}
-
 std::tuple<Tensor, Tensor> cross_attention(Tensor query, Tensor key, std::optional<Tensor> value,
                                            std::vector<Tensor> groups, std::optional<Tensor> image_lengths,
                                            std::optional<Tensor> seed, std::optional<Tensor> offset, double dropout_p,
@@ -123,7 +78,7 @@ std::tuple<Tensor, Tensor> cross_attention(Tensor query, Tensor key, std::option
   Tensor statistics = torch::stable::new_empty(query, {query.size(0), heads, 2}, ScalarType::Float);
   dispatch_float(query.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
-    for_each_piece(call.images, heads, [&](int64_t image, int64_t first, int64_t count, Scratch* scratch) {
+    for_each_piece(call.images + 1, heads, [&](int64_t image, int64_t first, int64_t count, Scratch* scratch) {
       std::vector<ForwardTask<T>> tasks;
       for (int64_t head = first; head < first + count; ++head) {
         ForwardTask<T>& task = tasks.emplace_back(ForwardTask<T>{call.task<T>(image, head)});
@@ -148,7 +103,7 @@ std::tuple<Tensor, Tensor> cross_attention_backward(Tensor grad_out, Tensor quer
   dispatch_float(query.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     T* const grad_key = static_cast<T*>(grad_key_value.mutable_data_ptr());
-    for_each_piece(call.images, heads, [&](int64_t image, int64_t first, int64_t count, Scratch* scratch) {
+    for_each_piece(call.images + 1, heads, [&](int64_t image, int64_t first, int64_t count, Scratch* scratch) {
       std::vector<BackwardTask<T>> tasks;
       for (int64_t head = first; head < first + count; ++head) {
         BackwardTask<T>& task = tasks.emplace_back(BackwardTask<T>{call.task<T>(image, head)});

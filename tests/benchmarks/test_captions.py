@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.captions import COCO_LENGTHS, MEAN_LENGTH, caption_lengths, padded_texts
+from blip_fast.benchmarks.captions import COCO_LENGTHS, MEAN_LENGTH, caption_lengths, padded_texts
 from blip_fast.config import BlipConfig
 
 

@@ -1,22 +1,28 @@
-"""``python -m benchmarks`` on benchmark files in a temporary folder."""
+"""``blip-fast bench run`` on benchmark files in a temporary folder."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
 from click.testing import CliRunner
 
-from benchmarks import results, worker
-from benchmarks.__main__ import main
-from benchmarks.discovery import discover
-from benchmarks.environment import REPOSITORY
-from benchmarks.job import Setting
-from tests.benchmarks.common import CPU
+from blip_fast.benchmarks import results, worker
+from blip_fast.benchmarks.discovery import discover
+from blip_fast.benchmarks.environment import REPOSITORY
+from blip_fast.benchmarks.job import Aim, Setting, Variant
+from blip_fast.benchmarks.run import choose
+from blip_fast.cli import main
+from tests.benchmarks.common import CPU, document_of, double, small_case
 
-HEAD = '"""{summary}"""\nimport os\nfrom benchmarks.job import Case, Variant\nfrom tests.benchmarks.common import small_case\n'
+HEAD = (
+    '"""{summary}"""\nimport os\nfrom blip_fast.benchmarks.job import Case, Variant\n'
+    "from tests.benchmarks.common import small_case\n"
+)
 GOOD = HEAD + "def cases(setting):\n    yield small_case()\n"
 WRONG = (
     HEAD
@@ -24,6 +30,9 @@ WRONG = (
     + "    yield small_case(Variant('wrong', lambda x: 3 * x), peer)\n"
 )
 KILLED = HEAD + "PLACE = 1\ndef cases(setting):\n    yield small_case()\n    os.kill(os.getpid(), 9)\n"
+
+
+CASE = document_of().cases[0]
 
 
 @pytest.fixture
@@ -56,7 +65,8 @@ def test_a_wrong_answer_and_a_crash_fail_the_run_and_keep_the_rest(root):
     add(root, "ops/wrong", WRONG)
     add(root, "ops/killed", KILLED)
     json_file = root / "results.json"
-    command = [sys.executable, "-m", "benchmarks", "--device", "cpu", "--root", str(root), "--json", str(json_file)]
+    command = [sys.executable, "-c", "from blip_fast.cli import main; main()", "bench", "run", "--device", "cpu"]
+    command += ["--root", str(root), "--json", str(json_file)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [*command, "--tests-failed"], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
@@ -74,14 +84,14 @@ def test_a_wrong_answer_and_a_crash_fail_the_run_and_keep_the_rest(root):
 
 def test_a_right_run_ends_well(root, monkeypatch):
     add(root, "ops/good", GOOD)
-    monkeypatch.setattr("benchmarks.__main__.run_in_child", lambda *_: ([], []))
-    result = CliRunner().invoke(main, ["--device", "cpu", "--root", str(root)])
+    monkeypatch.setattr("blip_fast.benchmarks.run.run_in_child", lambda *_: ([], []))
+    result = CliRunner().invoke(main, ["bench", "run", "--device", "cpu", "--root", str(root)])
     assert result.exit_code == 0, result.output
 
 
 def test_benchmarks_without_time_left_count_as_failed(root):
     add(root, "ops/good", GOOD)
-    result = CliRunner().invoke(main, ["--device", "cpu", "--root", str(root), "--time-limit", "0"])
+    result = CliRunner().invoke(main, ["bench", "run", "--device", "cpu", "--root", str(root), "--time-limit", "0"])
     assert result.exit_code == 1
     assert "good: not run, no time was left" in result.output
 
@@ -94,13 +104,60 @@ def test_a_benchmark_that_hangs_is_stopped(root):
 
 def test_names_are_checked(root):
     add(root, "ops/good", GOOD)
-    result = CliRunner().invoke(main, ["--root", str(root), "goood"])
+    result = CliRunner().invoke(main, ["bench", "run", "--root", str(root), "goood"])
     assert result.exit_code == 2
     assert "did you mean 'good'?" in result.output
 
 
 def test_list_names_the_benchmarks(root):
     add(root, "ops/good", GOOD)
-    result = CliRunner().invoke(main, ["--root", str(root), "--list"])
+    result = CliRunner().invoke(main, ["bench", "list", "--root", str(root)])
     assert result.exit_code == 0
-    assert result.output.split() == ["good", "About", "good."]
+    assert result.output.split() == ["ops", "good", "About", "good."]
+
+
+def test_dtype_and_peers_can_be_chosen():
+    peers = [Variant("SDPA, copies", double), Variant("xformers", double)]
+    case = small_case(*peers, aims=(Aim(2.0, over="xformers"), Aim(0.5)))
+    assert Setting(CPU).select(case).variants == case.variants
+    assert Setting(CPU, dtype=torch.bfloat16).select(case) is None
+    for words, kept in ((("sdpa",), ["SDPA, copies"]), ((), []), (("xformers", "sdpa"), ["SDPA, copies", "xformers"])):
+        chosen = Setting(CPU, dtype=torch.float32, peers=words).select(case)
+        assert [variant.name for variant in chosen.variants] == ["x + x", "ours", *kept]
+        assert len(chosen.aims) == 1 + ("xformers" in kept)
+
+
+def test_a_peer_that_there_is_not_fails_the_run(root):
+    add(root, "ops/good", GOOD)
+    arguments = ["bench", "run", "--device", "cpu", "--root", str(root), "--peers", "xformers"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert "no peer is called 'xformers'" in result.output
+
+
+def test_a_file_grows_by_one_benchmark_after_the_other(root, monkeypatch):
+    for name in ("one", "two"):
+        add(root, f"ops/{name}", GOOD)
+    monkeypatch.setattr(
+        "blip_fast.benchmarks.run.run_in_child",
+        lambda benchmark, *_: ([dataclasses.replace(CASE, benchmark=benchmark.name)], []),
+    )
+    json_file = root / "results.json"
+    arguments = ["bench", "run", "--device", "cpu", "--root", str(root), "--json", str(json_file), "--update"]
+    for names, expected in ((["one"], ["one"]), (["two"], ["one", "two"]), (["one"], ["two", "one"])):
+        result = CliRunner().invoke(main, [*arguments, *names])
+        assert result.exit_code == 0, result.output
+        assert [case.benchmark for case in results.read(json_file).cases] == expected
+    json_file.write_text(json_file.read_text().replace(f'"cpus": {os.cpu_count()}', '"cpus": 4096'))
+    result = CliRunner().invoke(main, [*arguments, "one"])
+    assert result.exit_code == 2
+    assert "another machine: cpus is 4096 there" in result.output
+
+
+def test_a_folder_stands_for_its_benchmarks(root):
+    for name in ("ops/one", "sweeps/two", "sweeps/three"):
+        add(root, name, GOOD)
+    found, _ = discover(root)
+    assert {benchmark.name for benchmark in choose(found, ["sweeps"])} == {"two", "three"}
+    assert len(choose(found, ["sweeps", "two", "one"])) == 3
+    assert choose(found, []) == found

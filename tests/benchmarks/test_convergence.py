@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.models import convergence
-from benchmarks.models.convergence import DISTURBED, LAST, PATHS, SEEDS, Recipe, curve_name, judge
+from blip_fast.benchmarks.models import convergence
+from blip_fast.benchmarks.models.convergence import DISTURBED, LAST, PATHS, SEEDS, Recipe, curve_name, judge
 from blip_fast.config import BlipConfig
 
 

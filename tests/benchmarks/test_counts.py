@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.models import counts
 from blip_fast import models, reference
+from blip_fast.benchmarks.models import counts
 from blip_fast.config import BlipConfig
 
 TINY = BlipConfig.tiny(vocab_size=2000, text_layers=2, vit_depth=2, queue_size=64)

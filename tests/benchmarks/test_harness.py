@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import harness, timing
-from benchmarks.check import answer_error, check_variants
-from benchmarks.job import Aim, Case, Variant
-from benchmarks.limits import Limits
-from benchmarks.table import describe_aim
+from blip_fast.benchmarks import harness, timing
+from blip_fast.benchmarks.check import answer_error, check_variants
+from blip_fast.benchmarks.job import Aim, Case, Setting, Variant
+from blip_fast.benchmarks.limits import Limits
+from blip_fast.benchmarks.table import describe_aim
 from tests.benchmarks.common import CPU, SETTING, double, inputs, small_case
 
 LIMITS = Limits(gemm_rate=1e11, copy_bandwidth=1e10, update_bandwidth=1e10)
@@ -193,11 +193,11 @@ def test_a_graph_that_cannot_be_captured_is_reported(monkeypatch):
 
 
 def test_input_sets_overflow_the_cache(monkeypatch):
-    monkeypatch.setattr(harness, "last_level_cache_bytes", lambda device: 10_000)
+    monkeypatch.setattr(harness.environment, "last_level_cache_bytes", lambda device: 10_000)
     sets = harness.make_input_sets(small_case(input_sets=None), CPU)
     assert len(sets) == 10  # 4 x 10,000 bytes in sets of 4,000
     assert not torch.equal(sets[0][0], sets[1][0])
-    monkeypatch.setattr(harness, "last_level_cache_bytes", lambda device: 1 << 30)
+    monkeypatch.setattr(harness.environment, "last_level_cache_bytes", lambda device: 1 << 30)
     assert len(harness.make_input_sets(small_case(input_sets=None), CPU)) == harness.MAX_INPUT_SETS
 
 
@@ -218,3 +218,11 @@ def test_declarations_are_checked():
         small_case(aims=(Aim(1.0, of="items"),))
     assert dataclasses.is_dataclass(small_case())
     assert inputs(0)[0].shape == (1000,)
+
+
+def test_a_case_says_how_many_rounds_are_enough(monkeypatch):
+    setting = Setting(CPU)
+    monkeypatch.setattr(Setting, "seconds", 0.0)
+    case = dataclasses.replace(small_case(), min_rounds=2)
+    result = harness.run_case("small", case, setting, FixedLimits())
+    assert [row.time.runs for row in result.rows] == [2, 2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.limits import Limits, MachineLimits, bandwidths, gemm_rate
+from blip_fast.benchmarks.limits import Limits, MachineLimits, bandwidths, gemm_rate
 
 CPU = torch.device("cpu")
 
@@ -41,8 +41,8 @@ def test_only_the_binding_limit_is_measured_again(monkeypatch):
         measured.append("bandwidths")
         return 10.0, 20.0
 
-    monkeypatch.setattr("benchmarks.limits.gemm_rate", fake_rate)
-    monkeypatch.setattr("benchmarks.limits.bandwidths", fake_bandwidths)
+    monkeypatch.setattr("blip_fast.benchmarks.limits.gemm_rate", fake_rate)
+    monkeypatch.setattr("blip_fast.benchmarks.limits.bandwidths", fake_bandwidths)
     machine = MachineLimits(CPU)
     for flops, bytes, expected in [(1, 1, ["gemm", "bandwidths"]), (0, 1, ["bandwidths"]), (9, 1, ["gemm"])]:
         measured.clear()

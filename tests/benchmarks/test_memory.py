@@ -7,7 +7,7 @@ import platform
 import pytest
 import torch
 
-from benchmarks.memory import peak_extra_bytes
+from blip_fast.benchmarks.memory import peak_extra_bytes
 
 CPU = torch.device("cpu")
 MIB = 1 << 20

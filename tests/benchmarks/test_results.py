@@ -8,9 +8,9 @@ import json
 
 import pytest
 
-from benchmarks import environment, harness, results, timing
-from benchmarks.job import Aim, Variant
-from benchmarks.limits import Limits
+from blip_fast.benchmarks import environment, harness, results, timing
+from blip_fast.benchmarks.job import Aim, Variant
+from blip_fast.benchmarks.limits import Limits
 from tests.benchmarks.common import CPU, SETTING, double, small_case
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.stats import median_interval, ratio_interval, summarize
-from benchmarks.table import describe_speedup
+from blip_fast.benchmarks.stats import median_interval, ratio_interval, summarize
+from blip_fast.benchmarks.table import describe_speedup
 
 
 def noisy_times(seconds: float, seed: int, rounds: int = 60) -> np.ndarray:

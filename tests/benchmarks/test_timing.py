@@ -8,8 +8,8 @@ import time
 
 import numpy as np
 
-from benchmarks.job import Variant
-from benchmarks.timing import WARMUP_ROUNDS, CpuClock, time_interleaved
+from blip_fast.benchmarks.job import Variant
+from blip_fast.benchmarks.timing import WARMUP_ROUNDS, CpuClock, time_interleaved
 
 
 class CountingClock:

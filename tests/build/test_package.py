@@ -67,7 +67,7 @@ def other_python(tmp_path_factory):
 
 
 CHECK = """
-import blip_fast, blip_fast.kernels, blip_fast.ops, torch
+import blip_fast, blip_fast.benchmarks.ops.momentum, blip_fast.kernels, blip_fast.ops, torch
 from blip_fast import native
 assert 'site-packages' in blip_fast.__file__ and 'site-packages' in blip_fast.kernels.__file__, blip_fast.__file__
 copy = [torch.ones(3)]

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from transformers import PreTrainedTokenizerFast
 
 from blip_fast.cli.demo import command
-from blip_fast.data.pairs import PairRecord
+from blip_fast.data.pretrain import PairRecord
 from blip_fast.report.demo import demo_page
 from blip_fast.tasks.demo import BATCH_SIZE, BlipCaptioner, BlipPretrain, run_demo
 
@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_numbers_to_the_bit(first: tuple[Path, Resu
 
 def test_metrics_are_complete(first: tuple[Path, Result]) -> None:
     metrics = read_metrics(first[0])
-    assert (metrics["seed"], metrics["settings"]["total_steps"]) == (5, STEPS)
+    assert (metrics["seed"], metrics["settings"]["max_steps"]) == (5, STEPS)
     assert metrics["pairs"] == {"train": 182, "held_out": 26}
     assert {name: len(values) for name, values in metrics["log"].items()} == dict.fromkeys(
         ("itc", "itm", "lm", "lr", "alpha"), STEPS
@@ -95,7 +95,7 @@ def test_terminal_names_the_page_and_the_numbers(first: tuple[Path, Result]) -> 
     output, result = first
     plain = result.output.replace("\n", "")
     assert str(output / "report.html") in plain
-    assert "step 4/4" in plain
+    assert "[3/7]" in plain
     assert "by chance" in plain
 
 
@@ -109,10 +109,11 @@ def test_model_folder_holds_the_trained_model(first: tuple[Path, Result]) -> Non
 
 
 def test_hostile_captions_are_escaped() -> None:
-    result = run_demo(1, 0, torch.device("cpu"), lambda report, log: None)
+    result = run_demo(1, 0, torch.device("cpu"), lambda report, steps, log: None)
     attack = "<script>alert('x')</script>\" onload=\"alert(1)"
-    record = PairRecord(result.test_pairs.records[0].image, attack, "<b>id</b>")
-    result.test_pairs.records[0] = record
+    records = [*result.test_pairs.records]
+    records[0] = PairRecord(records[0].image, attack, "<b>id</b>")
+    result.test_pairs.records = records
     hostile = dataclasses.replace(result, captions=[attack, *result.captions[1:]])
     text = demo_page(hostile, {"device": "<img src=x onerror=alert(1)>"})
     page = Page(text)

@@ -29,13 +29,29 @@ def test_layout(texts):
     assert texts.with_first_token(1).input_ids[texts.first_rows].tolist() == [1, 1, 1]
 
 
+def test_capacity(texts):
+    rows = texts.input_ids.shape[0]
+    wide = texts.with_capacity(rows + 5, max_length=8)
+    assert (wide.input_ids.shape[0], wide.max_length, wide.exact) == (rows + 5, 8, False)
+    assert torch.equal(wide.unpack(wide.input_ids)[:, :5], IDS)
+    assert torch.equal(wide.next_tokens()[:11], texts.next_tokens()[:11])
+    assert (wide.next_tokens()[11:] == IGNORED).all()
+    same = texts.with_capacity(rows, 5)
+    assert same.exact == texts.exact
+    assert torch.equal(same.input_ids, texts.input_ids)
+    for rows_wanted, length in ((rows - 1, 5), (rows, 4)):
+        with pytest.raises(
+            ValueError, match=f"rows={rows_wanted}, max_length={length} for {rows} rows and texts of up to 5"
+        ):
+            texts.with_capacity(rows_wanted, length)
+
+
 def test_unpack_inverts_pack(texts):
     assert torch.equal(texts.unpack(texts.input_ids), IDS)
     values = torch.randn(texts.input_ids.shape[0], 3)
     padded = texts.unpack(values)
     assert torch.equal(padded[MASK.bool()], values[:11])
     assert padded[~MASK.bool()].abs().sum() == 0
-    assert torch.equal(padded.flatten(0, 1)[texts.packed_rows()][:11], values[:11])
 
 
 def test_labels(texts):

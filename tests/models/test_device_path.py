@@ -6,34 +6,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.models.counts import CountReads
-from blip_fast.config import BlipConfig
-from blip_fast.models import BlipCaptioner, BlipNLVR, BlipPretrain, BlipRetrieval, BlipVideoQA, BlipVisDial, BlipVQA
+from blip_fast import models
+from blip_fast.benchmarks.models.counts import CountReads
+from blip_fast.optim import AdamWMomentum
+from tests.models.heads import HEADS
 
-CONFIG = BlipConfig.tiny(vocab_size=300, text_layers=2, vit_depth=2, queue_size=64)
-
-
-def losses(device: str):
-    """Each head with inputs on ``device``: name -> a function that builds the loss."""
-    with torch.device(device):
-        batch = 3
-        image = torch.randn(batch, 3, CONFIG.image_size, CONFIG.image_size)
-        ids = torch.zeros(batch, 9, dtype=torch.int64)
-        mask = torch.ones(batch, 9, dtype=torch.int64)
-        pairs, weights = torch.stack([image, image], 1), torch.ones(batch)
-        counts = torch.ones(batch, dtype=torch.int64)
-        rows = torch.zeros(batch, dtype=torch.int64)
-        frames, pool = pairs, torch.stack([ids, ids], 1)
-        dialogues = (image, ids, mask, ids, mask, pool, torch.ones_like(pool))
-        return {
-            "pretrain": (BlipPretrain, lambda m: m(image, ids, mask, alpha=0.4).loss),
-            "retrieval": (BlipRetrieval, lambda m: m(image, ids, mask, ids=rows, alpha=0.4).loss),
-            "caption": (BlipCaptioner, lambda m: m(image, ids, mask).loss),
-            "vqa": (BlipVQA, lambda m: m(image, ids, mask, ids, mask, counts, weights).loss),
-            "nlvr": (BlipNLVR, lambda m: m(pairs, ids, mask, rows).loss),
-            "videoqa": (BlipVideoQA, lambda m: m(frames, ids, mask, ids, mask, counts, weights).loss),
-            "visdial": (BlipVisDial, lambda m: m(*dialogues, labels=torch.zeros_like(pool[..., 0])).loss),
-        }
+DROPOUTS = dict(hidden_dropout=0.1, attention_dropout=0.1, drop_path=0.1)
 
 
 def on_fake_cuda(model: torch.nn.Module) -> torch.nn.Module:
@@ -48,32 +26,36 @@ def on_fake_cuda(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-HEADS = ["pretrain", "retrieval", "caption", "vqa", "nlvr", "videoqa", "visdial"]
-
-
-@pytest.mark.parametrize("head", HEADS)
-def test_whole_step_on_meta(head):
-    make, loss_of = losses("meta")[head]
+@pytest.mark.parametrize("momentum_in_forward", [True, False])
+@pytest.mark.parametrize("name", HEADS)
+def test_whole_step_on_meta(name, momentum_in_forward):
+    head = HEADS[name]
     with torch.device("meta"):
-        model = make(CONFIG)
-    optimizer = torch.optim.AdamW(model.parameters())
+        model = head.build(getattr(models, head.name), **DROPOUTS)
+    inputs = tuple(tensor.to("meta") for tensor in head.inputs())
+    pairs = ()
+    if hasattr(model, "momentum_pairs"):
+        model.momentum_in_forward = momentum_in_forward
+        pairs = () if momentum_in_forward else model.momentum_pairs()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = AdamWMomentum(trained, pairs)
     with CountReads() as reads:
-        loss = loss_of(model)
+        loss = head.loss(model, inputs)
         loss.backward()
-    optimizer.step()  # torch's own reads its step counters, which lie on the host
+        optimizer.step()
     assert loss.device.type == "meta"
-    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert all(parameter.grad is not None for parameter in trained)
     assert reads.found == []
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_forward_on_fake_cuda(head):
-    with FakeTensorMode():
-        make, loss_of = losses("cuda")[head]
-        with torch.device("meta"):
-            model = make(CONFIG)
-        with torch.no_grad():
-            loss = loss_of(on_fake_cuda(model))
+@pytest.mark.parametrize("name", HEADS)
+def test_forward_on_fake_cuda(name):
+    head = HEADS[name]
+    with torch.device("meta"):
+        model = head.build(getattr(models, head.name), **DROPOUTS)
+    with FakeTensorMode(), torch.no_grad():
+        inputs = tuple(torch.empty(t.shape, dtype=t.dtype, device="cuda") for t in head.inputs())
+        loss = head.loss(on_fake_cuda(model), inputs)
     assert loss.device.type == "cuda"
 
 

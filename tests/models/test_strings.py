@@ -123,6 +123,7 @@ def test_refused():
         build("BlipCaptioner")(IMAGES, "a cat")
     with pytest.raises(ValueError, match="texts is empty; expected at least one string"):
         tokenize([], "itm")
-    small = build("BlipITM").config.from_dict(build("BlipITM").config.to_dict() | {"vocab_size": 300})
-    with pytest.raises(ValueError, match="texts are strings and vocab_size=300; strings are tokenised for models with"):
+    small = build("BlipITM")
+    small.config = small.config.from_dict(small.config.to_dict() | {"vocab_size": 300})
+    with pytest.raises(ValueError, match="vocab_size=300 and no tokenizer; strings are tokenised for models with"):
         padded_texts(CAPTIONS, None, "itm", small, torch.device("cpu"))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from blip_fast import models, reference
+from blip_fast.data.packing import pack
 from tests.models.common import assert_same_gradients, pair, texts
 
 FRAMES = torch.randn(3, 4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -41,7 +42,7 @@ def test_a_still_video_is_its_picture():
     fused = pair(models.BlipVideoRetrieval, reference.BlipVideoRetrieval)[0].eval()
     still = FRAMES[:, :1].expand_as(FRAMES)
     ids, mask = texts(3, 9)
-    packed = models.packing.pack(ids, mask)
+    packed = pack(ids, mask)
     (image_states, image_features), (states, features) = fused.encode_images(FRAMES[:, 0]), fused.encode_videos(still)
     torch.testing.assert_close(features, image_features, rtol=1e-5, atol=1e-6)
     # attention to each state four times over is attention to each once

@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from blip_fast.ops import registry
 
@@ -46,3 +47,16 @@ def poisoned_memory() -> Iterator[None]:
         mock.patch.object(torch, "empty_like", lambda *a, **k: poison(empty_like(*a, **k))),
     ):
         yield
+
+
+class NoSynchronisation(TorchDispatchMode):
+    """Fails where a device would be waited for, or a shape would depend on data."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function)
+        assert not any(n in name for n in ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "unique")), (
+            name
+        )
+        if "aten.index" in name:
+            assert not any(getattr(index, "dtype", None) == torch.bool for index in args[1]), name
+        return function(*args, **kwargs or {})

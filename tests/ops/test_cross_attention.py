@@ -7,13 +7,12 @@ import dataclasses
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import blip_fast
 from blip_fast.ops import cross_attention, cross_attention_padded, group_rows
 from blip_fast.reference.cross_attention import keep_mask
-from tests.ops.common import backends_of, device_of, dtypes_of, poisoned_memory
+from tests.ops.common import NoSynchronisation, backends_of, device_of, dtypes_of, poisoned_memory
 
 BACKENDS = pytest.mark.parametrize("backend", backends_of("cross_attention"))
 FUSED = pytest.mark.parametrize("backend", backends_of("cross_attention")[1:])  # all but the reference
@@ -316,19 +315,6 @@ def test_autocast_casts_to_its_dtype():
     low = {n: t.detach().bfloat16() if t is not None and t.is_floating_point() else t for n, t in inputs.items()}
     assert torch.equal(out, cross_attention(**low))
     assert leaf.grad.dtype == torch.float32
-
-
-class NoSynchronisation(TorchDispatchMode):
-    """Fails where a device would be waited for, or a shape would depend on data."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = str(function)
-        assert not any(n in name for n in ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "unique")), (
-            name
-        )
-        if "aten.index" in name:
-            assert not any(getattr(index, "dtype", None) == torch.bool for index in args[1]), name
-        return function(*args, **kwargs or {})
 
 
 def test_nothing_waits_for_the_device():

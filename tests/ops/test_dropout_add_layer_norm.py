@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import blip_fast
 from blip_fast.ops import dropout_add_layer_norm
@@ -202,7 +203,7 @@ def test_without_gradients_the_sum_is_not_kept():
 def test_no_second_derivative():
     tensors = make((4, 6))
     with pytest.raises(RuntimeError, match="no second derivative"):
-        torch.autograd.grad(dropout_add_layer_norm(*tensors, 1e-6).sum(), tensors, create_graph=True)
+        torch.autograd.grad(dropout_add_layer_norm(*tensors, 1e-6, 0.1).sum(), tensors, create_graph=True)
 
 
 X, WEIGHT = torch.ones(3, 4), torch.ones(4)
@@ -223,3 +224,30 @@ X, WEIGHT = torch.ones(3, 4), torch.ones(4)
 def test_refuses(args, message):
     with pytest.raises(ValueError, match=message):
         dropout_add_layer_norm(*args)
+
+
+class Called(TorchDispatchMode):
+    """Names of the operations that run."""
+
+    def __enter__(self):
+        self.names = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.name())
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("prenorm", [False, True])
+def test_torch_runs_where_it_is_faster(prenorm):
+    tensors = make((4, 6))
+    with Called() as plain:
+        by_torch = dropout_add_layer_norm(*tensors, 1e-6, prenorm=prenorm)
+    assert plain.names == ["aten::add.Tensor", "aten::native_layer_norm"]
+    with Called() as forced, blip_fast.backend("cpu"):
+        fused = dropout_add_layer_norm(*tensors, 1e-6, prenorm=prenorm)
+    assert forced.names == ["blip_fast::dropout_add_layer_norm"]
+    torch.testing.assert_close(by_torch, fused)
+    with Called() as dropping:
+        dropout_add_layer_norm(*tensors, 1e-6, 0.1, SEED, prenorm=prenorm)
+    assert "blip_fast::dropout_add_layer_norm" in dropping.names

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from blip_fast.report.figures import curve, running_mean, score_histogram, score_map
+from blip_fast.report.figures import curve, line_plot, running_mean, score_histogram, score_map
 
 
 @pytest.mark.parametrize(
@@ -12,6 +12,9 @@ from blip_fast.report.figures import curve, running_mean, score_histogram, score
     [
         lambda: curve([3.0, 2.0, 1.5], "loss & <more>"),
         lambda: curve([1.0], "one step", smooth=1),
+        lambda: line_plot(
+            [0.0, 0.5, 1.0], {"val": [1.0, float("nan"), 3.0], "test": [2.0, 2.0, 2.0]}, "R@1 $x & <more>"
+        ),
         lambda: score_map([[0.1, 0.9], [0.4, 0.2]]),
         lambda: score_histogram([0.9, 1.0], [0.0, 0.1, 0.5]),
     ],

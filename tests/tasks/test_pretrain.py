@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -8,115 +7,95 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from rich.console import Console
 
-from blip_fast.data.pairs import PairDataset
-from blip_fast.data.tokenizer import load_tokenizer
-from blip_fast.data.transforms import eval_transform
-from blip_fast.tasks.pretrain import PassSampler, PretrainSettings, pretrain
-from blip_fast.training.meters import MetricLog
+from blip_fast import reference
+from blip_fast.config import BlipConfig
+from blip_fast.tasks.base import RunContext
+from blip_fast.tasks.pretrain import PretrainTask
+from blip_fast.training.loop import epoch_batches
+from blip_fast.training.settings import PretrainSettings
+from tests.models.common import SIZES
 
-SETTINGS = PretrainSettings(total_steps=6, batch_size=2, max_tokens=5, workers=0)
-CPU = torch.device("cpu")
-
-
-@dataclasses.dataclass
-class Losses:
-    loss_itc: Tensor
-    loss_itm: Tensor
-    loss_lm: Tensor
-
-
-class Recorder(nn.Module):
-    """Stands in for the model: remembers what it was given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(1))
-        self.calls: list[dict[str, Any]] = []
-
-    def forward(self, image: Tensor, input_ids: Tensor, attention_mask: Tensor, alpha: float) -> Losses:
-        self.calls.append({"image": image, "ids": input_ids, "mask": attention_mask, "alpha": alpha})
-        return Losses(self.weight.sum() * 2, self.weight.sum() * 3, self.weight.sum() * 4)
+FIELDS = {name: value for name, value in SIZES.items() if name not in ("image_size", "queue_size")} | {
+    "vocab_size": 30524
+}
 
 
 @pytest.fixture
-def pairs(tmp_path: Path) -> PairDataset:
-    entries = []
-    for number in range(4):
-        Image.new("RGB", (8, 8), (60 * number, 0, 0)).save(tmp_path / f"{number}.png")
-        entries.append({"image": f"{number}.png", "caption": "a " * number + "cat"})
-    (tmp_path / "pairs.json").write_text(json.dumps(entries))
-    return PairDataset([tmp_path / "pairs.json"], tmp_path, eval_transform(8))
+def folder(tmp_path: Path) -> Path:
+    for name in ("first", "second", "laion/a", "laion/b"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        entries = []
+        for number in range(2):
+            picture = tmp_path / f"{name.replace('/', '_')}{number}.png"
+            Image.new("RGB", (8, 8), (60 * number, 0, 0)).save(picture)
+            entries.append({"image": str(picture), "caption": f"{name.split('/')[-1]} {number}"})
+        (tmp_path / f"{name}.json").write_text(json.dumps(entries))
+    return tmp_path
 
 
-def run(pairs: PairDataset, settings: PretrainSettings, seed: int = 0) -> tuple[Recorder, MetricLog, Any]:
-    model = Recorder()
-    generator = torch.Generator().manual_seed(seed)
-    log, broken = pretrain(model, load_tokenizer(), pairs, settings, CPU, generator, lambda report, log: None)
-    return model, log, broken
+def task(folder: Path, **more: Any) -> PretrainTask:
+    files = [str(folder / "first.json"), str(folder / "second.json")]
+    values: dict[str, Any] = dict(
+        train_file=files, image_size=16, queue_size=16, batch_size=2, workers=0, init_vit="", init_bert="", model=FIELDS
+    )
+    return PretrainTask(PretrainSettings(**values | more), RunContext(output_dir=folder, console=Console(quiet=True)))
 
 
-def test_model_gets_images_padded_texts_and_the_alpha_of_the_step(pairs: PairDataset) -> None:
-    model, log, broken = run(pairs, SETTINGS)
-    assert [call["alpha"] for call in model.calls] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.4])
-    for call in model.calls:
-        assert call["image"].shape == (2, 3, 8, 8)
-        assert call["ids"].shape == call["mask"].shape == (2, 5)
-        assert (call["ids"][:, 0] == 101).all()
-        assert ((call["ids"] == 0) == (call["mask"] == 0)).all()
-    assert log.series("itm")[0] == 3.0
-    assert log.series("lr")[:2] == pytest.approx([1e-6, 1e-6 + (3e-4 - 1e-6) / 3000])
-    assert not broken.messages
+def captions(task: PretrainTask, epoch: int) -> list[str]:
+    batches, _ = epoch_batches(task, task.train_data(), epoch)
+    return sorted(caption for batch in batches for caption in batch.captions)
 
 
-def test_order_of_pairs_follows_the_generator(pairs: PairDataset) -> None:
-    def seen(seed: int) -> list[list[int]]:
-        return [call["mask"].sum(1).tolist() for call in run(pairs, SETTINGS, seed)[0].calls]
-
-    assert seen(1) == seen(1)
-    assert seen(1) != seen(2)
-
-
-def test_an_epoch_is_as_many_passes_as_asked(pairs: PairDataset) -> None:
-    settings = dataclasses.replace(SETTINGS, passes_per_epoch=2, warmup_steps=2, init_lr=1.0, lr_decay_rate=0.5)
-    _, log, _ = run(pairs, settings)
-    assert log.series("lr") == pytest.approx([1e-6, 0.5, 1.0, 1.0, 0.5, 0.5], abs=1e-5)
+def test_published_lists_hold_full_paths_and_large_ones_take_turns(folder: Path) -> None:
+    fixed = ["first 0", "first 1", "second 0", "second 1"]
+    assert captions(task(folder), 3) == fixed
+    rotating = task(folder, laion_path=str(folder / "laion"))
+    for epoch, name in enumerate("aba"):
+        assert captions(rotating, epoch) == sorted([*fixed, f"{name} 0", f"{name} 1"])
+    with pytest.raises(ValueError, match=r"has no \.json files"):
+        task(folder, laion_path=str(folder / "first.json")).train_data()
+    with pytest.raises(ValueError, match="shards are given beside train_file"):
+        task(folder, shards=["x.tar"]).train_data()
 
 
-def test_every_pass_holds_every_sample_once() -> None:
-    sampler = PassSampler(5, 3, torch.Generator().manual_seed(0))
-    indices = list(sampler)
-    assert len(sampler) == len(indices) == 15
-    passes = [indices[start : start + 5] for start in (0, 5, 10)]
-    assert all(sorted(one) == [0, 1, 2, 3, 4] for one in passes)
-    assert passes[0] != passes[1]
+def test_files_are_everything_that_is_read(folder: Path) -> None:
+    names = [Path("/"), folder / "first.json", folder / "second.json", folder / "laion"]
+    assert task(folder, laion_path=str(folder / "laion")).files() == names
 
 
-def test_broken_pictures_are_counted_once_each(pairs: PairDataset) -> None:
-    (pairs.image_root / "1.png").write_text("no picture")
-    _, _, broken = run(pairs, SETTINGS)
-    assert [message.split(":")[0] for message in broken.messages] == ["1.png"]
-    with pytest.raises(RuntimeError, match=r"more than max_broken_images=0; the last: 1\.png"):
-        run(pairs, dataclasses.replace(SETTINGS, max_broken_images=0))
+def test_schedules_are_the_published_ones(folder: Path) -> None:
+    pretraining = task(folder)
+    assert pretraining.learning_rate(0, 1500, 10**4) == pytest.approx(0.00015049999999999997)
+    assert pretraining.learning_rate(2, 7, 10**4) == pytest.approx(0.000243)
+    assert [pretraining.alpha(epoch, 5, 10) for epoch in range(3)] == pytest.approx([0.1, 0.3, 0.4])
 
 
-def test_worker_processes_report_broken_pictures_and_order_alike(pairs: PairDataset) -> None:
-    (pairs.image_root / "1.png").write_text("no picture")
-    settings = dataclasses.replace(SETTINGS, total_steps=2)
-    alone, _, _ = run(pairs, settings)
-    model, _, broken = run(pairs, dataclasses.replace(settings, workers=1))
-    assert len(broken.messages) == 1
-    assert all(torch.equal(a["ids"], b["ids"]) for a, b in zip(alone.calls, model.calls, strict=True))
+def test_losses_are_named_as_in_the_published_log(folder: Path) -> None:
+    pretraining = task(folder)
+    model = pretraining.build_model().train()
+    batches, _ = epoch_batches(pretraining, pretraining.train_data(), 0)
+    losses = pretraining.losses(model, next(batches), 0.4)
+    assert list(losses) == ["loss_ita", "loss_itm", "loss_lm"]
+    assert all(loss.requires_grad for loss in losses.values())
 
 
-def test_too_few_pairs_are_an_error(pairs: PairDataset) -> None:
-    with pytest.raises(ValueError, match="batch_size=5 is more than the 4 pairs"):
-        run(pairs, dataclasses.replace(SETTINGS, batch_size=5))
-
-
-def test_a_loss_that_is_no_number_stops_the_run(pairs: PairDataset) -> None:
-    model = Recorder()
-    model.weight.data.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="loss itc is nan in step 0"):
-        pretrain(model, load_tokenizer(), pairs, SETTINGS, CPU, torch.Generator(), lambda report, log: None)
+def test_a_run_starts_from_what_the_settings_name(folder: Path) -> None:
+    source = reference.BlipPretrain(BlipConfig(**SIZES | FIELDS))
+    source.save_pretrained(folder / "start.pth", "published")
+    pretraining = task(folder, pretrained=str(folder / "start.pth"))
+    model = pretraining.build_model()
+    pretraining.load_initial(model)
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    with pytest.raises(FileNotFoundError, match="no-such-vit"):
+        task(folder, init_vit="no-such-vit.pth").load_initial(model)
+    vit = {name.removeprefix("visual_encoder."): tensor for name, tensor in source.state_dict().items()
+           if name.startswith("visual_encoder.")}  # fmt: skip
+    torch.save(vit, folder / "vit.pth")
+    fresh = task(folder, init_vit=str(folder / "vit.pth"))
+    model = fresh.build_model()
+    fresh.load_initial(model)
+    for name in ("visual_encoder.pos_embed", "visual_encoder_m.pos_embed"):
+        assert torch.equal(model.state_dict()[name], vit["pos_embed"])

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from blip_fast.training.seeding import deterministic_algorithms, seed_everything, seed_worker
+from blip_fast.training.seeding import (
+    deterministic_algorithms,
+    random_state,
+    restore_random_state,
+    seed_everything,
+    unchanged_random_state,
+)
 
 
 def draws(generator: torch.Generator) -> list[float]:
@@ -33,13 +40,24 @@ def test_negative_seed_is_refused() -> None:
         seed_everything(-1)
 
 
-def test_workers_follow_torchs_seed() -> None:
-    torch.manual_seed(5)
-    seed_worker(0)
-    first = (np.random.rand(), random.random())  # noqa: NPY002
-    torch.manual_seed(6)
-    seed_worker(0)
-    assert (np.random.rand(), random.random()) != first  # noqa: NPY002
+def test_what_happens_in_the_block_is_not_noticed_outside() -> None:
+    generator = seed_everything(5)
+    with unchanged_random_state():
+        draws(generator)
+        random.gauss(0, 1)
+        np.random.standard_normal()  # noqa: NPY002
+    assert draws(generator)[:3] == draws(seed_everything(5))[:3]
+
+
+def test_a_state_survives_a_file(tmp_path: Path) -> None:
+    seed_everything(5)
+    random.gauss(0, 1)  # leaves a second number behind
+    np.random.standard_normal()  # noqa: NPY002
+    torch.save(random_state(), tmp_path / "state.pth")
+    expected = [*draws(torch.Generator())[:3], random.gauss(0, 1), np.random.standard_normal()]  # noqa: NPY002
+    seed_everything(6)
+    restore_random_state(torch.load(tmp_path / "state.pth", weights_only=True))
+    assert [*draws(torch.Generator())[:3], random.gauss(0, 1), np.random.standard_normal()] == expected  # noqa: NPY002
 
 
 def test_deterministic_algorithms_are_switched_back() -> None:

@@ -1,0 +1,46 @@
+"""Synthetic captions by nucleus sampling (paper section 3.3), each from a seed of its own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from blip_fast.capfilt.settings import ScoreSettings
+from blip_fast.generation import Options, generate, prompts_of
+from blip_fast.models import BlipCaptioner
+
+
+def sample_seed(seed: int, key: str) -> int:
+    """Seed of a sample's captions, 62 bits: a function of the run's seed and the sample's key alone."""
+    digest = hashlib.sha256(f"{seed}\n{key}".encode(errors="surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "little") >> 2
+
+
+def sample_captions(
+    captioner: BlipCaptioner,
+    tokenizer: PreTrainedTokenizerBase,
+    states: Tensor,
+    seeds: Sequence[int],
+    settings: ScoreSettings,
+) -> list[list[str]]:
+    """``num_captions`` captions without the prompt for each image, states (B, L, vit_width)."""
+    options = Options(
+        max_length=settings.max_length,
+        min_length=settings.min_length,
+        do_sample=True,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        num_return_sequences=settings.num_captions,
+        seed=seeds,
+    )
+    prompt = torch.tensor(tokenizer(settings.prompt).input_ids, device=states.device)
+    prompts = prompts_of(prompt, len(states), captioner.config)
+    generated = generate(captioner.text_decoder, states, prompts, options, captioner.config)
+    texts = tokenizer.batch_decode(generated.ids, skip_special_tokens=True)
+    captions = [text[len(settings.prompt) :].strip() for text in texts]
+    each = settings.num_captions
+    return [captions[image * each : (image + 1) * each] for image in range(len(seeds))]

@@ -1,0 +1,203 @@
+"""``blip-fast capfilt``: bootstrap a noisy web set with a captioner and a filter, and look at the result."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from blip_fast.capfilt.settings import CapFiltSettings
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+REQUIRED = ("images", "captioner", "filter", "output")
+
+
+@click.group(name="capfilt", invoke_without_command=True)
+@click.option("--images", multiple=True, help="JSON list of {image, caption}, or shards: a .tar, a folder or a pattern such as "
+              "'web-{000..127}.tar'. May be given several times.")  # fmt: skip
+@click.option("--image-root", type=FOLDER, help="Folder that paths in lists are relative to and stay below; by default each "
+              "list's own.")  # fmt: skip
+@click.option("--captioner", help="Checkpoint that writes captions: path, published name or Hugging Face id.")
+@click.option("--filter", "filter", help="Checkpoint that judges texts (ITC + ITM).")
+@click.option("--output", type=FOLDER, help="Folder for everything that is written. A run that was stopped goes on.")
+@click.option("--human", multiple=True, help="JSON list of clean pairs that go into the set as they are.")
+@click.option("--human-root", type=FOLDER, help="As --image-root, for --human.")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Keep texts that match with this probability or more "
+              "(0.5).")  # fmt: skip
+@click.option(
+    "--keep-fraction", type=click.FloatRange(0, 1, min_open=True), help="Keep this share of all texts instead."
+)
+@click.option(
+    "--num-captions", type=click.IntRange(1), default=1, show_default=True, help="Synthetic captions per picture."
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.9,
+    show_default=True,
+    help="Nucleus of the sampling.",
+)
+@click.option(
+    "--max-length", type=click.IntRange(2), default=20, show_default=True, help="Tokens of a caption, prompt included."
+)
+@click.option(
+    "--min-length", type=click.IntRange(0), default=5, show_default=True, help="Tokens of a caption, prompt included."
+)
+@click.option("--prompt", default="a picture of ", show_default="'a picture of '", help="What captions start with in the "
+              "captioner's training.")  # fmt: skip
+@click.option(
+    "--itc-threshold", type=click.FloatRange(-1, 1), help="Drop texts of a lower cosine without a look by the ITM head."
+)
+@click.option(
+    "--form", type=click.Choice(["list", "shards"]), help="Form of the set.  [default: shards for shards, else list]"
+)
+@click.option("--runner", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+              help="This process (or those of torchrun), or a Ray cluster.")  # fmt: skip
+@click.option("--ray-workers", type=click.IntRange(1), default=1, show_default=True, help="Processes on the cluster.")
+@click.option("--device", default="cpu", show_default=True, help="torch device, such as cpu or cuda.")
+@click.option("--bfloat16", is_flag=True, help="Compute in bfloat16 where it is safe.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Pictures per batch.")
+@click.option(
+    "--unit-size", type=click.IntRange(1), default=1000, show_default=True, help="Entries of a list per unit of work."
+)
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that decode pictures.")
+@click.option("--seed", type=click.IntRange(0), default=42, show_default=True, help="Seed of all captions.")
+@click.pass_context
+def command(context: click.Context, **options: Any) -> None:
+    """Caption web pictures, filter web and synthetic texts, and write the bootstrapped set (BLIP, section 3.3).
+
+    Give --images, --captioner, --filter and --output, or one of the commands below.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    missing = [f"--{name}" for name in REQUIRED if not options[name]]
+    if missing:
+        raise click.UsageError(f"missing {', '.join(missing)}; see 'blip-fast capfilt --help'", context)
+    from rich.console import Console
+
+    run(settings_of(options), options["runner"], options["ray_workers"], Console())
+
+
+@command.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--image-root", type=FOLDER, help="Where the pictures are now, if they have been moved.")
+def report(folder: Path, image_root: Path | None) -> None:
+    """Write FOLDER/report.html about the run in FOLDER."""
+    from blip_fast.checkpoints.files import write_atomically
+    from blip_fast.report.capfilt import capfilt_page
+
+    try:
+        page = capfilt_page(folder, image_root)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    write_atomically(folder / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
+    click.echo(folder / "report.html")
+
+
+@command.command()
+@click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--output",
+    type=FOLDER,
+    default=Path("build/capfilt-demo"),
+    show_default=True,
+    help="Folder for models and results.",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Runs; each divides the pictures anew.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    default=1400,
+    show_default=True,
+    help="Of each pre-training.",
+)
+@click.option(
+    "--finetune-steps", type=click.IntRange(1), default=350, show_default=True, help="Of captioner and of filter."
+)
+def demo(data: Path, output: Path, seeds: int, steps: int, finetune_steps: int) -> None:
+    """Try the claim of the paper's Table 1 on the drawings in DATA, in about an hour on 2 cores.
+
+    DATA holds train.json, train_web.json and test.json. A run that was stopped goes on.
+    """
+    from rich.console import Console
+
+    from blip_fast.checkpoints.files import write_atomically
+    from blip_fast.report.capfilt_demo import capfilt_demo_page, result_table
+    from blip_fast.tasks.capfilt_demo import CapFiltDemoSettings, run_capfilt_demo
+
+    console = Console()
+    settings = CapFiltDemoSettings(data, output, steps, finetune_steps)
+    try:
+        result = run_capfilt_demo(settings, seeds, lambda line: console.print(line, highlight=False))
+    except (ValueError, FileNotFoundError) as error:
+        raise click.ClickException(str(error)) from error
+    page = capfilt_demo_page(result)
+    write_atomically(output / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
+    console.print(result_table(result))
+    console.print(f"The page to look at: [bold]{output / 'report.html'}[/bold]")
+
+
+def settings_of(options: dict[str, Any]) -> CapFiltSettings:
+    """The settings that options of the command line ask for."""
+    from pydantic import ValidationError
+
+    from blip_fast.capfilt.settings import CapFiltSettings, ScoreSettings, SelectSettings
+    from blip_fast.capfilt.units import SHARD_SUFFIXES
+
+    def chosen(model: type) -> dict[str, Any]:
+        fields = cast(Any, model).model_fields
+        return {name: options[name] for name in fields if options.get(name) is not None}
+
+    from_shards = any(os.path.isdir(source) or source.endswith(SHARD_SUFFIXES) for source in options["images"])
+    options = options | {"form": options["form"] or ("shards" if from_shards else "list")}
+    try:
+        score, select = ScoreSettings(**chosen(ScoreSettings)), SelectSettings(**chosen(SelectSettings))
+        return CapFiltSettings(**chosen(CapFiltSettings), score=score, select=select)
+    except ValidationError as error:
+        raise click.UsageError("; ".join(problem["msg"] for problem in error.errors())) from error
+
+
+def run(settings: CapFiltSettings, runner: Any, ray_workers: int, console: Console) -> None:
+    """Do it, with a line per unit, and print what came out."""
+    from blip_fast.capfilt.runner import run_capfilt
+
+    def on_unit(unit: Any, counts: dict[str, Any]) -> None:
+        samples = counts["samples"]
+        console.print(f"unit {unit.name}: {samples['in']} samples, {samples['scored']} scored", highlight=False)
+
+    try:
+        manifest = run_capfilt(settings, runner, ray_workers, on_unit=on_unit)
+    except (ValueError, OSError, ImportError) as error:
+        raise click.ClickException(str(error)) from error
+    if manifest is None:
+        console.print("This process is done; others are still at work.", highlight=False)
+        return
+    console.print(summary(manifest), highlight=False)
+    console.print(f"In {settings.output}. For pictures: blip-fast capfilt report {settings.output}", highlight=False)
+
+
+def summary(manifest: dict[str, Any]) -> str:
+    """The counts of a manifest in words."""
+    samples, human = manifest["samples"], manifest["human"]
+    rejected = "".join(f", {count} {reason}" for reason, count in samples["rejected"].items())
+    lines = [f"{samples['in']:,} samples: {samples['scored']:,} scored{rejected}"]
+    for kind in ("web", "synthetic"):
+        counts = manifest[kind]
+        dropped = "".join(f", {count:,} {reason}" for reason, count in counts["dropped"].items())
+        lines.append(f"{counts['in']:,} {kind} texts: {counts['kept']:,} kept{dropped}")
+    if human["kept"] or human["rejected"]:
+        dropped = "".join(f", {count:,} {reason}" for reason, count in human["rejected"].items())
+        lines.append(f"human pairs: {human['kept']:,} kept{dropped}")
+    lines.append(f"{manifest['pairs']:,} pairs, threshold {manifest['threshold']:.4g}")
+    return "\n".join(lines)

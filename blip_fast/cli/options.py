@@ -1,0 +1,99 @@
+"""Options that several commands have, and how their values are checked."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    import torch
+
+    from blip_fast.checkpoints.pretrained import PretrainedModel
+    from blip_fast.inference.checkpoint import Precision
+
+    Model = TypeVar("Model", bound=PretrainedModel)
+
+EXIT_WITH_PROBLEMS = 3  # the run is complete, but for inputs that could not be read
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+_MODEL_OPTIONS = (
+    click.option("--checkpoint", help="File, folder, published name or Hugging Face id; by default the published one."),
+    click.option("--device", default=None, help="torch device; by default cuda where there is one, else cpu."),
+    click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True),
+)
+_INPUT_OPTIONS = (
+    click.option("--allow-remote", is_flag=True, help="Fetch http and https addresses among the inputs."),
+    click.option(
+        "--batch-size", type=click.IntRange(min=1), help="Images at a time; by default what fits into memory."
+    ),
+    click.option(
+        "--workers", type=click.IntRange(min=0), help="Processes that decode images; by default by core count."
+    ),
+)
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--checkpoint``, ``--device`` and ``--precision``."""
+    return _with(command, _MODEL_OPTIONS)
+
+
+def input_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--allow-remote``, ``--batch-size`` and ``--workers``."""
+    return _with(command, _INPUT_OPTIONS)
+
+
+def _with(command: Callable[..., Any], options: tuple[Callable[..., Any], ...]) -> Callable[..., Any]:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def checked_device(name: str | None) -> torch.device:
+    """The torch device of that name, if this machine has it; None is cuda where there is one, else cpu."""
+    import torch
+
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise click.BadParameter(f"{name!r} cannot be used here: {reason}", param_hint="--device") from error
+    return device
+
+
+def load_chosen(model_class: type[Model], checkpoint: str | None, device: str | None, precision: Precision) -> Model:
+    """The model that :func:`model_options` name; a choice that is not the caller's is told."""
+    from blip_fast.inference.checkpoint import choose_checkpoint, load_model
+
+    chosen = checked_device(device)
+    source, note = choose_checkpoint(model_class.head, checkpoint)
+    if note:
+        tell(note)
+    return load_model(model_class, source, chosen, precision)
+
+
+@contextlib.contextmanager
+def one_sentence_errors() -> Iterator[None]:
+    """Within the block, what callers do wrong ends the command with the message alone."""
+    from blip_fast.data.pictures import BrokenSampleError
+
+    try:
+        yield
+    except (ValueError, FileNotFoundError, FileExistsError, BrokenSampleError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def standard_input(arguments: Sequence[str]) -> list[str]:
+    """The lines of standard input if "-" is among the arguments; as file names, which need not be UTF-8."""
+    return [os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer] if "-" in arguments else []
+
+
+def tell(message: str) -> None:
+    """Say something to whoever runs the command; standard output is for results."""
+    click.echo(message, err=True)

@@ -1,0 +1,158 @@
+"""Where the samples of a webdataset shard lie in its tar file, so that any of them can be read without the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from webdataset.tariterators import base_plus_ext
+
+from blip_fast.checkpoints.files import write_atomically
+
+PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+TEXT_SUFFIXES = ("txt", "text", "caption", "json")  # in the order in which they are preferred
+INDEX_SUFFIX = ".index.npz"
+Places = dict[str, tuple[int, int]]  # of a sample's files by suffix: first byte and size
+
+
+@dataclasses.dataclass(frozen=True)
+class TarIndex:
+    """The N samples of a shard that have a picture and a text, and what is wrong with others.
+
+    Attributes:
+        places: (N, 4) int64: first byte and size of the picture, first byte and size of the text.
+        is_json: (N,) bool: whether the text is a JSON object with the caption in it.
+        keys: (N,) names of the samples.
+        problems: a line for each sample that lacks something, and for a shard that is cut off.
+    """
+
+    places: NDArray[np.int64]
+    is_json: NDArray[np.bool_]
+    keys: NDArray[np.str_]
+    problems: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def tar_index(shard: Path) -> TarIndex:
+    """The index of a shard. It is kept beside the shard, if the folder can be written to, and made anew when the shard changes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no tar file, or a compressed one, which can be read from the start only.
+    """
+    status = shard.stat()
+    stamp = f"{status.st_size} {status.st_mtime_ns}"
+    beside = shard.with_name(shard.name + INDEX_SUFFIX)
+    index = _load(beside, stamp)
+    if index is None:
+        index = make_index(shard)
+        if os.access(shard.parent, os.W_OK):
+            write_atomically(beside, lambda path: _save(path, index, stamp))
+    return index
+
+
+def make_index(shard: Path) -> TarIndex:
+    """Read the headers of a shard; see :func:`tar_index`."""
+    places, is_json, keys = [], [], []
+    problems: list[str] = []
+    for key, files in _samples(shard, problems):
+        picture = next((files[suffix] for suffix in PICTURE_SUFFIXES if suffix in files), None)
+        suffix = next((suffix for suffix in TEXT_SUFFIXES if suffix in files), None)
+        if picture is None or suffix is None:
+            missing = "picture" if picture is None else "text"
+            problems.append(f"{shard}, {key}: has no {missing}, only {', '.join(sorted(files))}")
+            continue
+        places.append((*picture, *files[suffix]))
+        is_json.append(suffix == "json")
+        keys.append(key)
+    table = np.asarray(places, np.int64).reshape(-1, 4)
+    return TarIndex(table, np.asarray(is_json, np.bool_), np.asarray(keys, np.str_), tuple(problems))
+
+
+def caption_of(text: bytes, is_json: bool) -> str | None:
+    """The caption in a sample's text: the text itself, or "caption" or "text" of a JSON object. None where there is none."""
+    if not is_json:
+        return text.decode("utf-8", errors="replace")
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return None
+    captions = [values.get(name) for name in ("caption", "text")] if isinstance(values, dict) else []
+    return next((caption for caption in captions if isinstance(caption, str)), None)
+
+
+def _samples(shard: Path, problems: list[str]) -> Iterator[tuple[str, Places]]:
+    """Name and files of each sample: consecutive files of one name up to the first dot."""
+    current, files = None, Places()
+    try:
+        for member in tar_members(shard):
+            key, suffix = base_plus_ext(member.name)
+            if key is None:
+                continue
+            if key != current or suffix.lower() in files:
+                if current is not None:
+                    yield current, files
+                current, files = key, Places()
+            files[suffix.lower()] = (member.offset_data, member.size)
+    except (tarfile.TarError, EOFError) as error:
+        problems.append(f"{shard}: is damaged after {current or 'the start'}: {error}")
+        return
+    if current is not None:
+        yield current, files
+
+
+def tar_members(shard: Path) -> Iterator[tarfile.TarInfo]:
+    """The plain files that lie in a shard as a whole; links and other special entries are passed over.
+
+    Raises ValueError where it is no uncompressed tar file, tarfile.ReadError where it turns out to be damaged.
+    """
+    size = shard.stat().st_size
+    try:
+        archive = tarfile.open(shard, "r:")  # noqa: SIM115  (closed below)
+    except tarfile.ReadError as error:
+        raise ValueError(f"{shard} is no uncompressed tar file: {error}") from error
+    with archive:
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
+            if not member.isreg() or member.issparse():
+                continue
+            if member.offset_data + member.size > size:
+                raise tarfile.ReadError(f"{member.name} ends beyond the end of the file")
+            yield member
+        assert archive.fileobj is not None
+        archive.fileobj.seek(archive.offset)
+        if any(archive.fileobj.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
+            raise tarfile.ReadError(f"no header at byte {archive.offset}")
+
+
+def _save(path: Path, index: TarIndex, stamp: str) -> None:
+    with path.open("wb") as file:
+        np.savez(
+            file,
+            places=index.places,
+            is_json=index.is_json,
+            keys=index.keys,
+            problems=np.asarray(index.problems, np.str_),
+            stamp=np.asarray(stamp),
+        )
+
+
+def _load(path: Path, stamp: str) -> TarIndex | None:
+    """The index in a file; None where there is none, or that of another state of the shard, or none that can be read."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if str(file["stamp"]) != stamp:
+                return None
+            problems = tuple(str(line) for line in file["problems"])
+            return TarIndex(file["places"], file["is_json"], file["keys"], problems)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None

@@ -1,0 +1,124 @@
+"""JSON lines written as a run goes, which a later run continues after any end of this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+_BEGINNING = b'{"image": "'
+
+
+class RecordFile:
+    """Records, one JSON object a line, on disk as soon as :meth:`write` returns; a context manager.
+
+    Args:
+        path: where to; None is standard output.
+        resume: go on behind the records that ``path`` holds. A last line that was cut off is dropped.
+
+    Attributes:
+        done: the values of "image" in the records that were there.
+
+    Raises FileExistsError where the file is there and ``resume`` is not, ValueError where it holds anything else.
+    """
+
+    def __init__(self, path: Path | None, resume: bool = False) -> None:
+        self.done: set[str] = set()
+        self.stream: TextIO = sys.stdout
+        self.path = path
+        if path is not None and path.exists():
+            if not resume:
+                raise FileExistsError(
+                    f"{path} exists already; --resume goes on behind its records, or name another file"
+                )
+            self.done = read_done(path)
+
+    def write(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Append records, in one piece."""
+        self.stream.write("".join(json_line(record) for record in records))
+        self.stream.flush()
+
+    def __enter__(self) -> RecordFile:
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.stream = self.path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.path is not None:
+            os.fsync(self.stream.fileno())
+            self.stream.close()
+
+
+class ProblemFile:
+    """What could not be read: ``{"image": ..., "error": ...}`` a line, begun anew by every run; there only if needed.
+
+    Without a path each problem is a line of standard error.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.count = path, 0
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+    def write(self, problems: Iterable[tuple[str, str]]) -> None:
+        """Append names and problems."""
+        lines = [json_line({"image": name, "error": problem}) for name, problem in problems]
+        self.count += len(lines)
+        if self.path is None:
+            sys.stderr.write("".join(lines))
+        elif lines:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(lines))
+
+
+def read_done(path: Path) -> set[str]:
+    """The images of all records in a file; a last line that a run left unfinished is cut off.
+
+    Raises ValueError where another line is no record: then it is some other file, and stays as it is.
+    """
+    done, end = set(), 0
+    with path.open("r+b") as file:
+        for number, line in enumerate(file, start=1):
+            name = _image_of(line)
+            if name is None and not _is_torn(line):
+                raise ValueError(
+                    f"line {number} of {path} is no record with an 'image'; expected a file of this command"
+                )
+            if name is None:
+                break
+            done.add(name)
+            end += len(line)
+        file.truncate(end)
+    return done
+
+
+def json_line(record: Mapping[str, Any]) -> str:
+    """A record as one line. File names that are not UTF-8 keep their bytes as escapes."""
+    text = json.dumps(record, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(record)
+    return text + "\n"
+
+
+def _image_of(line: bytes) -> str | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    name = record.get("image") if isinstance(record, dict) else None
+    return name if isinstance(name, str) and line.endswith(b"\n") else None
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a line is the beginning of a record, or the zeros that a file system may leave in its place."""
+    return not line.endswith(b"\n") and (_BEGINNING.startswith(line[: len(_BEGINNING)]) or not line.strip(b"\0"))

@@ -1,0 +1,1 @@
+"""Metrics of the published evaluations, from plain scores and texts."""

@@ -1,0 +1,58 @@
+// What the operations on attention share around their tasks: tensors as rows of heads, and threads that take pieces.
+#pragma once
+
+#include "attention.h"  // first, as it silences a warning about vectors
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <atomic>
+#include <optional>
+
+namespace blip_fast {
+
+using torch::stable::Tensor;
+
+inline const int32_t* int32s(const Tensor& tensor) { return static_cast<const int32_t*>(tensor.const_data_ptr()); }
+
+// Scalars that live in tensors, so that they can stay on a device elsewhere.
+inline uint64_t word(const std::optional<Tensor>& scalar) {
+  return scalar ? static_cast<uint64_t>(*static_cast<const int64_t*>(scalar->const_data_ptr())) : 0;
+}
+
+// Head `head` of image `image` of a (B, L, H, D) tensor.
+template <class T, class Pointer>
+Rows<T> head_of(Pointer data, const Tensor& tensor, int64_t image, int64_t head) {
+  return {static_cast<T*>(data) + image * tensor.stride(0) + head * tensor.stride(2), tensor.stride(1)};
+}
+
+// The same of a (T, H, D) tensor.
+template <class T, class Pointer>
+Rows<T> head_of(Pointer data, const Tensor& tensor, int64_t head) {
+  return {static_cast<T*>(data) + head * tensor.stride(1), tensor.stride(0)};
+}
+
+template <class S, class Pointer>
+Rows<S> statistics_of(Pointer data, int64_t heads, int64_t head) {
+  return {static_cast<S*>(data) + head, heads};
+}
+
+// Threads take work in turn, since groups (an image and its texts, or a text) differ in size; a piece is one group and
+// several of its heads, since those lie side by side in memory. run(group, first head, heads, scratch).
+template <class F>
+void for_each_piece(int64_t groups, int64_t heads, const F& run) {
+  const int64_t tasks = groups * heads, threads = torch::stable::get_num_threads();
+  const int64_t size = std::clamp<int64_t>(tasks / (8 * threads), 1, std::max<int64_t>(heads, 1));
+  const int64_t per_group = (heads + size - 1) / size, pieces = groups * per_group;
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, std::min(pieces, threads), 1, [&](int64_t, int64_t) {
+    Scratch scratch;
+    for (int64_t piece = next++; piece < pieces; piece = next++) {
+      const int64_t first = piece % per_group * size;
+      run(piece / per_group, first, std::min(size, heads - first), &scratch);
+    }
+  });
+}
+
+}  // namespace blip_fast

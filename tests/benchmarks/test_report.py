@@ -1,0 +1,91 @@
+"""The page of results, its plots, and the README's table."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from blip_fast.benchmarks import readme
+from blip_fast.benchmarks.environment import REPOSITORY
+from blip_fast.benchmarks.job import Variant
+from blip_fast.benchmarks.report import read_kernels, write_report
+from blip_fast.benchmarks.results import read, write
+from blip_fast.benchmarks.roofline import GPUS, roofs
+from blip_fast.cli import main
+from tests.benchmarks.common import document_of
+
+RESULTS = REPOSITORY / "benchmarks" / "results"
+HOSTILE = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def document():
+    peer = Variant("peer", None, unavailable=f"{HOSTILE} is not installed")
+    sweep = [document_of(size=("queue", size), name=f"{size} keys").cases[0] for size in (8, 64)]
+    plain = document_of(peer, name=f"plain {HOSTILE}")
+    return dataclasses.replace(plain, cases=plain.cases + sweep, failures=[f"{HOSTILE} failed"])
+
+
+def test_the_page_needs_nothing_else_and_escapes_everything(document, tmp_path):
+    write_report([document], None, tmp_path / "bench.html", tmp_path / "plots")
+    page = (tmp_path / "bench.html").read_text()
+    assert HOSTILE not in page
+    assert page.count("&lt;script&gt;") >= 3
+    for outside in ("src=", "@import", 'href="http', "url(http"):
+        assert outside not in page
+    assert "Cost against size" in page
+    assert page.count("<svg") == 3  # one case, and time and memory of the sweep
+    assert {path.suffix for path in (tmp_path / "plots").iterdir()} == {".svg", ".png"}
+    assert len(list((tmp_path / "plots").iterdir())) == 6
+
+
+def test_kernels_without_a_gpu(tmp_path):
+    kernels = read_kernels(RESULTS / "aot.json")
+    write_report([], kernels, tmp_path / "bench.html")
+    page = (tmp_path / "bench.html").read_text()
+    assert page.count("<tr>") == 2 + len(kernels.rows) + len(kernels.roofs)
+    assert "B200" in page
+
+
+def test_roofs_name_what_binds():
+    found = list(roofs())
+    assert len(found) % len(GPUS) == 0
+    for roof in found:
+        times = roof.flops / min(g.fp32 for g in GPUS), roof.bytes / roof.gpu.bandwidth
+        assert roof.seconds >= times[1]
+        assert roof.bound == ("arithmetic" if roof.seconds > times[1] else "memory")
+        assert roof.seconds > 0
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    (tmp_path / "other.json").write_text("[1]")
+    for option in ([str(tmp_path / "other.json")], ["--kernels", str(tmp_path / "other.json")]):
+        done = CliRunner().invoke(main, ["bench", "report", *option, "--output", str(tmp_path / "page.html")])
+        assert done.exit_code == 1
+        assert "other.json" in done.output
+        assert not (tmp_path / "page.html").exists()
+
+
+def test_the_readme_says_what_the_results_say():
+    text = (REPOSITORY / "README.md").read_text()
+    documents = [read(path) for path in sorted(RESULTS.glob("*.json")) if path.stem in ("cpu", "h100", "h200")]
+    assert readme.with_figures(text, documents) == text, "run `blip-fast bench readme benchmarks/results/cpu.json`"
+
+
+def test_the_readme_command_changes_only_what_is_between_the_marks(document, tmp_path):
+    write(document, tmp_path / "results.json")
+    file: Path = tmp_path / "README.md"
+    file.write_text(f"# before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    arguments = ["bench", "readme", str(tmp_path / "results.json"), "--file", str(file)]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    text = file.read_text()
+    assert text.startswith(f"# before\n{readme.BEGIN}\n")
+    assert text.endswith(f"{readme.END}\nafter\n")
+    assert "old" not in text
+    assert "| small: plain" in text
+    assert "8 keys" not in text  # sweeps are plots
+    file.write_text("no marks")
+    assert "no pair of marks" in CliRunner().invoke(main, arguments).output

@@ -1,0 +1,84 @@
+"""Decoding in workers: the pixels that evaluation sees, and a sentence for everything that is no picture."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from blip_fast.data.pictures import BrokenSampleError
+from blip_fast.data.transforms import eval_transform
+from blip_fast.inference.inputs import Input, Inputs
+from blip_fast.inference.pictures import PictureBatch, normalised, picture_batches, read_picture
+from tests.inference.common import bomb, picture, pictures, shard
+
+CPU = torch.device("cpu")
+
+
+def batches(*arguments: object, batch_size: int = 2, workers: int = 0) -> list[PictureBatch]:
+    return list(picture_batches(Inputs([str(argument) for argument in arguments]), 32, batch_size, workers))
+
+
+def problem(path: Path) -> str:
+    ((_, found),) = batches(path)[0].problems
+    return found
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pixels_are_those_of_evaluation(tmp_path: Path, workers: int) -> None:
+    paths = pictures(tmp_path, 5)
+    found = batches(tmp_path, workers=workers)
+    assert [name for batch in found for name in batch.names] == [str(path) for path in paths]
+    expected = torch.stack([eval_transform(32)(Image.open(path).convert("RGB")) for path in paths])
+    assert torch.equal(normalised(torch.cat([batch.pixels for batch in found]), CPU), expected)
+    assert normalised(found[0].pixels, CPU, torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_pixels_out_of_a_shard(tmp_path: Path) -> None:
+    paths = pictures(tmp_path / "files", 3)
+    path = shard(tmp_path / "0.tar", {file.name: file.read_bytes() for file in paths})
+    assert torch.equal(batches(path, batch_size=3)[0].pixels, batches(tmp_path / "files", batch_size=3)[0].pixels)
+
+
+def test_pictures_are_turned_as_the_camera_says(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "a.jpg", exif=exif)
+    assert read_picture(Input("a", str(tmp_path / "a.jpg"))).size == (20, 40)
+
+
+def test_broken_pictures_are_sentences(tmp_path: Path) -> None:
+    good = picture(tmp_path / "good.png")
+    content = good.read_bytes()
+    for name, bad, expected in (
+        ("empty.jpg", b"", "is empty"),
+        ("text.jpg", b"no picture", "is no picture in a known format"),
+        ("cut.png", content[: len(content) // 2], "Truncated|truncated"),
+        # PostScript would be handed to another program
+        ("script.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no picture in a known format"),
+    ):
+        (tmp_path / name).write_bytes(bad)
+        assert any(part in problem(tmp_path / name) for part in expected.split("|")), name
+    os.mkfifo(tmp_path / "pipe.png")
+    assert problem(tmp_path / "pipe.png") == "is no regular file"
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    assert "\n" not in problem(tmp_path / "loop.png")
+    (batch,) = batches(good, tmp_path / "empty.jpg")
+    assert (batch.names, [name for name, _ in batch.problems]) == ([str(good)], [str(tmp_path / "empty.jpg")])
+    assert batch.pixels.shape == (1, 3, 32, 32)
+
+
+def test_bombs_are_not_decoded(tmp_path: Path) -> None:
+    assert problem(bomb(tmp_path / "a.png")) == "has 10000 x 10000 pixels; at most 89478485 are decoded"
+    assert "DecompressionBomb" in problem(bomb(tmp_path / "b.png", 20_000))
+
+
+def test_a_member_that_the_shard_cuts_off(tmp_path: Path) -> None:
+    path = shard(tmp_path / "0.tar", {"a.png": picture(tmp_path / "a.png").read_bytes()})
+    with pytest.raises(BrokenSampleError, match=r"ends after \d+ of 9999999 bytes"):
+        read_picture(Input("a", str(path), 512, 9_999_999))
+    with pytest.raises(BrokenSampleError, match="at most 268435456 are read"):
+        read_picture(Input("a", str(path), 512, 2**40))

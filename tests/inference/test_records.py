@@ -1,0 +1,80 @@
+"""Records on disk as they are written, and going on after any end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from blip_fast.inference.records import ProblemFile, RecordFile, json_line
+
+LINES = "".join(json_line({"image": name, "caption": "<b>é</b>\u2028"}) for name in "abc")
+
+
+def test_going_on(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.jsonl"
+    with RecordFile(path) as records:
+        records.write([{"image": "a"}, {"image": "b\n"}])
+        assert path.read_text().count("\n") == 2  # before the end
+    with pytest.raises(FileExistsError, match="exists already; --resume goes on behind its records"):
+        RecordFile(path)
+    with RecordFile(path, resume=True) as records:
+        assert records.done == {"a", "b\n"}
+        records.write([{"image": "c"}])
+    assert [json.loads(line)["image"] for line in path.read_text().splitlines()] == ["a", "b\n", "c"]
+
+
+def test_a_torn_last_line_is_dropped_wherever_it_was_torn(tmp_path: Path) -> None:
+    path, content = tmp_path / "a.jsonl", LINES.encode()
+    ends = [number + 1 for number, byte in enumerate(content) if byte == ord("\n")]
+    for cut in range(len(content) + 1):
+        path.write_bytes(content[:cut])
+        whole = [end for end in ends if end <= cut]
+        assert RecordFile(path, resume=True).done == set("abc"[: len(whole)])
+        assert path.read_bytes() == content[: max(whole, default=0)]
+
+
+def test_zeros_behind_the_last_line_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(LINES.encode() + bytes(100))
+    assert RecordFile(path, resume=True).done == {"a", "b", "c"}
+    assert path.read_bytes() == LINES.encode()
+
+
+@pytest.mark.parametrize("bad", ["{}", "[1]", '"image"', '{"image": 3}', "x", ""])
+def test_another_file_is_left_alone(tmp_path: Path, bad: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f"{bad}\n{LINES}")
+    with pytest.raises(ValueError, match=r"line 1 of .* is no record with an 'image'"):
+        RecordFile(path, resume=True)
+    assert path.read_text() == f"{bad}\n{LINES}"
+
+
+@pytest.mark.parametrize("content", ["a letter", "a letter\n", LINES + "[]\n", LINES + "a letter"])
+def test_another_files_last_line_is_no_torn_record(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="is no record with an 'image'"):
+        RecordFile(path, resume=True)
+    assert path.read_text() == content
+
+
+def test_names_that_are_not_utf8() -> None:
+    name = b"\xff.png".decode("utf-8", "surrogateescape")
+    line = json_line({"image": name})
+    assert line.isascii()
+    assert json.loads(line)["image"] == name
+
+
+def test_problems_begin_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "new" / "errors.jsonl"
+    problems = ProblemFile(path)
+    problems.write([])
+    assert not path.exists()
+    problems.write([("a", "is empty")])
+    assert (problems.count, json.loads(path.read_text())) == (1, {"image": "a", "error": "is empty"})
+    ProblemFile(path)
+    assert not path.exists()
+    ProblemFile(None).write([("a", "is empty")])
+    assert json.loads(capsys.readouterr().err) == {"image": "a", "error": "is empty"}
