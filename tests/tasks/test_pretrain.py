@@ -81,6 +81,21 @@ def test_losses_are_named_as_in_the_published_log(folder: Path) -> None:
     assert all(loss.requires_grad for loss in losses.values())
 
 
+def test_batches_of_fixed_shape_have_the_same_losses(folder: Path) -> None:
+    pretraining = task(folder, batch_size=4)
+    model = pretraining.build_model().eval()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    batch = next(epoch_batches(pretraining, pretraining.train_data(), 0)[0])
+    fixed = pretraining.fixed_shape(batch)
+    assert (fixed.texts.input_ids.shape[0] % 8, fixed.texts.max_length, fixed.captions) == (0, 16, ())
+    negatives = (torch.arange(4).roll(1), torch.arange(4).roll(-1))
+    found = []
+    for texts in (batch.texts, fixed.texts):
+        model.load_state_dict(state)
+        found.append(model(batch.images, texts, alpha=0.4, negatives=negatives).loss)
+    assert found[1].item() == pytest.approx(found[0].item(), rel=1e-5)
+
+
 def test_a_run_starts_from_what_the_settings_name(folder: Path) -> None:
     source = reference.BlipPretrain(BlipConfig(**SIZES | FIELDS))
     source.save_pretrained(folder / "start.pth", "published")
