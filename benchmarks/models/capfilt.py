@@ -21,7 +21,6 @@ from blip_fast.capfilt.scoring import UnitScorer
 from blip_fast.capfilt.settings import ScoreSettings
 from blip_fast.config import BlipConfig
 from blip_fast.data.packing import pack
-from blip_fast.data.tokens import cached_tokenizer
 
 from ..captions import caption_lengths, padded_texts
 from ..job import Aim, Case, Setting, Variant
@@ -57,7 +56,7 @@ def _pipeline(config: BlipConfig, shared: bool, device: torch.device) -> Case:
     if shared:
         matching.visual_encoder.load_state_dict(captioner.visual_encoder.state_dict())
     peer = HuggingFaceCapFilt(captioner, matching).to(device).eval()
-    ours = join_models(captioner.to(device), matching.to(device), cached_tokenizer(), cached_tokenizer())
+    ours = join_models(captioner.to(device), matching.to(device))
     assert ours.shared == shared
 
     def inputs(seed: int) -> tuple[Tensor, ...]:
