@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from blip_fast import reference
 from blip_fast.capfilt.settings import ScoreSettings
-from blip_fast.checkpoints.huggingface import hf_config, hf_state
+from blip_fast.checkpoints.huggingface import hf_config, hf_name, hf_state
 from blip_fast.data.tokens import cached_tokenizer
 
 
@@ -97,3 +97,16 @@ class HuggingFaceCapFilt(nn.Module):
             encoder_attention_mask=states.new_ones(states.shape[:2]),
         ).last_hidden_state
         return self.matching.itm_head(hidden[:, 0])
+
+
+def hugging_face_captioner(model: reference.BlipCaptioner) -> Any:
+    """Transformers' `BlipForConditionalGeneration` on the parameters of ``model``."""
+    from transformers import BlipForConditionalGeneration
+    from transformers.models.blip.configuration_blip import BlipConfig
+
+    captioner = BlipForConditionalGeneration(BlipConfig(**hf_config(model.config, "caption")))
+    state = {hf_name(name): tensor for name, tensor in model.named_parameters(remove_duplicate=False)}
+    missing, unexpected = captioner.load_state_dict(state, strict=False, assign=True)
+    if unexpected or any("position_ids" not in name for name in missing):
+        raise RuntimeError(f"transformers' captioner lacks {unexpected} and has {missing} besides")
+    return captioner

@@ -81,11 +81,11 @@ def load_chosen(model_class: type[Model], checkpoint: str | None, device: str | 
 @contextlib.contextmanager
 def one_sentence_errors() -> Iterator[None]:
     """Within the block, what callers do wrong ends the command with the message alone."""
-    from blip_fast.data.pairs import BrokenImageError
+    from blip_fast.data.pictures import BrokenSampleError
 
     try:
         yield
-    except (ValueError, FileNotFoundError, FileExistsError, BrokenImageError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError, BrokenSampleError) as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from io import BytesIO
 
 from PIL import Image
@@ -16,30 +17,35 @@ class BrokenSampleError(RuntimeError):
     """A picture or video cannot be read; the message names the file and the reason."""
 
 
-def read_picture(root: Root, path: str, smallest_side: int | None = None) -> Image.Image:
-    """The RGB picture in a file below ``root``, decoded at reduced size as :func:`decode_picture` does.
+Decode = Callable[[Image.Image], Image.Image]
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """A picture as it was opened -> decoded, in RGB."""
+    if picture.mode != "RGB":
+        return picture.convert("RGB")
+    picture.load()  # converting would copy it
+    return picture
+
+
+def read_picture(root: Root, path: str, decode: Decode = to_rgb) -> Image.Image:
+    """The RGB picture in a file below ``root``. ``decode`` gets it as PIL opens it, with its size and not yet its pixels.
 
     Raises:
         BrokenSampleError: it cannot be read.
         ValueError: ``path`` is a link that leads out of the root.
     """
-    return _decode(root.file(path), path, smallest_side)
+    return _decode(root.file(path), path, decode)
 
 
-def decode_picture(data: bytes, name: str, smallest_side: int | None = None) -> Image.Image:
-    """The RGB picture encoded in ``data``; BrokenSampleError names it ``name``.
-
-    With ``smallest_side`` the decoder may give a JPEG at a half, a quarter or an eighth of its size, in less time, while no
-    side is shorter than that.
-    """
-    return _decode(BytesIO(data), name, smallest_side)
+def decode_picture(data: bytes, name: str, decode: Decode = to_rgb) -> Image.Image:
+    """The RGB picture encoded in ``data``; BrokenSampleError names it ``name``."""
+    return _decode(BytesIO(data), name, decode)
 
 
-def _decode(file: str | BytesIO, name: str, smallest_side: int | None) -> Image.Image:
+def _decode(file: str | BytesIO, name: str, decode: Decode) -> Image.Image:
     try:
         with Image.open(file) as picture:
-            if smallest_side is not None:
-                picture.draft("RGB", (smallest_side, smallest_side))
-            return picture.convert("RGB")
+            return decode(picture)
     except _PICTURE_ERRORS as error:
         raise BrokenSampleError(f"{name}: {error}") from error

@@ -14,6 +14,7 @@ from blip_fast.data.batches import Batch, Sample
 from blip_fast.data.pictures import BrokenSampleError, read_picture
 from blip_fast.data.roots import Root
 from blip_fast.data.sampling import SampleKey, seeded
+from blip_fast.data.transforms import PictureTransform
 
 Transform = Callable[[Image.Image], torch.Tensor]
 OnBroken = Literal["raise", "replace", "blank"]
@@ -71,7 +72,7 @@ class SampleData(Dataset[AnySample], Generic[AnySample, Record]):
 class PictureData(SampleData[AnySample, Record]):
     """Samples with pictures.
 
-    ``transform`` may have an attribute ``smallest_side``, see `PictureTransform`. ``keep_decoded`` holds decoded pictures in
+    ``transform`` takes RGB pictures; a `PictureTransform` decodes them itself. ``keep_decoded`` holds decoded pictures in
     memory, for small sets.
     """
 
@@ -83,19 +84,20 @@ class PictureData(SampleData[AnySample, Record]):
     def image(self, root: Root, path: str, broken: list[str]) -> torch.Tensor:
         """A transformed picture; under "blank" a black one for a broken file, which is then added to ``broken``."""
         try:
-            picture = self.picture_file(root, path)
+            if self._decoded is not None or not isinstance(self.transform, PictureTransform):
+                return self.transform(self.picture_file(root, path))
+            return self.transform.finish(read_picture(root, path, self.transform.decode))
         except BrokenSampleError as error:
             if self.on_broken != "blank":
                 raise
             broken.append(str(error))
-            picture = Image.new("RGB", (1, 1))
-        return self.transform(picture)
+            return self.transform(Image.new("RGB", (1, 1)))
 
     def picture_file(self, root: Root, path: str) -> Image.Image:
-        """The decoded RGB picture."""
+        """The whole decoded RGB picture."""
         if self._decoded is not None and path in self._decoded:
             return self._decoded[path]
-        picture = read_picture(root, path, getattr(self.transform, "smallest_side", None))
+        picture = read_picture(root, path)
         if self._decoded is not None:
             self._decoded[path] = picture
         return picture

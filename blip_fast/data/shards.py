@@ -24,6 +24,7 @@ from blip_fast.data.samples import OnBroken, SampleData, Transform
 from blip_fast.data.tar_index import TarIndex, caption_of, tar_index
 from blip_fast.data.text import pre_caption
 from blip_fast.data.tokens import TextEncoder
+from blip_fast.data.transforms import PictureTransform
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -122,8 +123,10 @@ class ShardData(SampleData[PairSample, ShardRecord]):
         caption = caption_of(text, record.is_json)
         if caption is None:
             raise BrokenSampleError(f"{record}: its JSON holds no 'caption'")
-        smallest_side = getattr(self.transform, "smallest_side", None)
-        image = self.transform(decode_picture(picture, str(record), smallest_side))
+        if isinstance(self.transform, PictureTransform):
+            image = self.transform.finish(decode_picture(picture, str(record), self.transform.decode))
+        else:
+            image = self.transform(decode_picture(picture, str(record)))
         caption = pre_caption(caption, self.max_words)
         return PairSample(image, caption, self.encoder(caption), index)
 

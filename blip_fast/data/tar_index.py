@@ -94,7 +94,7 @@ def _samples(shard: Path, problems: list[str]) -> Iterator[tuple[str, Places]]:
     """Name and files of each sample: consecutive files of one name up to the first dot."""
     current, files = None, Places()
     try:
-        for member in _members(shard):
+        for member in tar_members(shard):
             key, suffix = base_plus_ext(member.name)
             if key is None:
                 continue
@@ -110,8 +110,11 @@ def _samples(shard: Path, problems: list[str]) -> Iterator[tuple[str, Places]]:
         yield current, files
 
 
-def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
-    """The plain files that lie in the shard as a whole."""
+def tar_members(shard: Path) -> Iterator[tarfile.TarInfo]:
+    """The plain files that lie in a shard as a whole; links and other special entries are passed over.
+
+    Raises ValueError where it is no uncompressed tar file, tarfile.ReadError where it turns out to be damaged.
+    """
     size = shard.stat().st_size
     try:
         archive = tarfile.open(shard, "r:")  # noqa: SIM115  (closed below)
@@ -125,6 +128,10 @@ def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
             if member.offset_data + member.size > size:
                 raise tarfile.ReadError(f"{member.name} ends beyond the end of the file")
             yield member
+        assert archive.fileobj is not None
+        archive.fileobj.seek(archive.offset)
+        if any(archive.fileobj.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
+            raise tarfile.ReadError(f"no header at byte {archive.offset}")
 
 
 def _save(path: Path, index: TarIndex, stamp: str) -> None:

@@ -6,7 +6,8 @@ business. The models import this package, never the other way round.
 
 from __future__ import annotations
 
-from blip_fast.generation.generate import generate
+from blip_fast.generation.decode import generate
+from blip_fast.generation.int8 import to_int8
 from blip_fast.generation.options import OptionArguments, Options
 from blip_fast.generation.prompts import Prompts, prompts_of
 from blip_fast.generation.scores import Generated, GeneratedIds
@@ -21,4 +22,5 @@ __all__ = [
     "Prompts",
     "generate",
     "prompts_of",
+    "to_int8",
 ]

@@ -40,7 +40,7 @@ class DecodingSession:
         self.projected = [self.project(layer.crossattention.self, states) for layer in self.layers]
         heads, width = self.layers[0].attention.self.heads, self.layers[0].attention.self.query.out_features
         shape = (len(self.layers), 2, images * copies, max_length, heads, width // heads)
-        self.cache = torch.empty(shape, dtype=states.dtype, device=states.device)
+        self.cache = torch.zeros(shape, dtype=self.projected[0][0].dtype, device=states.device)
         self.slots = torch.arange(images * copies, device=states.device)
         self.ancestry = self.slots[:, None].repeat(1, max_length)
         self.image_of_row = self.slots // copies
@@ -70,8 +70,14 @@ class DecodingSession:
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append tokens (R,) to the texts; returns the logits (R, V) of their next tokens."""
-        rows = tokens.shape[0]
         self.longest += 1
+        logits = self.compute(tokens)
+        self.lengths.add_(1)
+        return logits
+
+    def compute(self, tokens: Tensor) -> Tensor:
+        """Logits after tokens (R,) at places ``self.lengths`` of their texts, of which up to ``self.longest`` are looked at."""
+        rows = tokens.shape[0]
         positions = torch.arange(self.longest, device=self.device)
         past, here = (self.ancestry[:, : self.longest], positions), (self.slots, self.lengths)
         mask = None if self.uniform else (positions <= self.lengths[:, None])[:, None, None]
@@ -82,19 +88,20 @@ class DecodingSession:
             return attention(query[:, None], cache[0][past], cache[1][past], mask)[:, 0]
 
         hidden = self.run_layers(self.embed(tokens, self.lengths), groups, attend_to_past)
-        self.lengths = self.lengths + 1
         return self.predict(hidden)
 
     def reorder(self, parents: Tensor) -> None:
         """Let text r continue text ``parents[r]`` of the same image, whose length is the same."""
         columns = torch.arange(self.ancestry.shape[1], device=self.device)
         own = columns >= self.lengths[:, None]
-        self.ancestry = torch.where(own, self.slots[:, None], self.ancestry.index_select(0, parents))
+        self.ancestry.copy_(torch.where(own, self.slots[:, None], self.ancestry.index_select(0, parents)))
 
     def keep(self, rows: Tensor) -> None:
         """Go on with texts ``rows`` only, in that order."""
         self.slots, self.lengths = self.slots.index_select(0, rows), self.lengths.index_select(0, rows)
         self.ancestry, self.image_of_row = self.ancestry.index_select(0, rows), self.image_of_row.index_select(0, rows)
+        self.longest = int(self.lengths.max())
+        self.uniform = bool((self.lengths == self.longest).all())
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Word plus position embeddings, normalised; tokens and positions have any shape."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import glob
 import os
+import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from blip_fast.inference.shards import is_shard, pictures_in
+from blip_fast.data.tar_index import tar_members
 
 STDIN = "-"
 PICTURE_SUFFIXES = frozenset(
@@ -112,12 +114,19 @@ class Inputs:
 
 
 def pictures_at(path: str) -> Iterator[Input]:
-    """The picture that a file is, or those that a shard holds."""
+    """The picture that a file is, or those that a shard holds: nothing is unpacked, whatever the names in it say.
+
+    A damaged shard gives what stands before the damage, and then one problem.
+    """
     if not is_shard(path):
         yield Input(path, path)
         return
-    for found in pictures_in(path, PICTURE_SUFFIXES):
-        yield Input(found.name, path, found.offset, found.size, found.problem)
+    try:
+        for member in tar_members(Path(path)):
+            if suffix(member.name) in PICTURE_SUFFIXES:
+                yield Input(f"{path}::{member.name}", path, member.offset_data, member.size)
+    except (tarfile.TarError, OSError, ValueError) as error:
+        yield Input(path, path, problem=f"the shard cannot be read to its end: {error}")
 
 
 def walk(folder: str) -> Iterator[Input]:
@@ -141,6 +150,11 @@ def walk(folder: str) -> Iterator[Input]:
 def refusal(argument: str) -> str | None:
     """Why an address is not fetched unless that is allowed; None for anything else."""
     return f"{argument!r} is an address; nothing is fetched without --allow-remote" if is_address(argument) else None
+
+
+def is_shard(path: str) -> bool:
+    """Whether a file is a shard, by its name."""
+    return suffix(path) == ".tar"
 
 
 def is_address(argument: str) -> bool:

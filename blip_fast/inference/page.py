@@ -18,7 +18,7 @@ from fastapi import FastAPI, Request, Response
 from PIL import Image
 
 from blip_fast.data.demo_pairs import demo_root
-from blip_fast.data.pairs import BrokenImageError
+from blip_fast.data.pictures import BrokenSampleError
 from blip_fast.inference.checkpoint import DEMO_FOLDER
 from blip_fast.inference.page_models import PageModel, PageModels
 from blip_fast.inference.pictures import MAX_BYTES
@@ -93,11 +93,12 @@ def caption_tab(models: PageModels) -> None:
     """Picture in, caption out."""
     with gr.Row(equal_height=False):
         with gr.Column():
-            image = picture_input(models.captioner)
+            image = picture_input()
             prompt = gr.Textbox(label="Begin with", placeholder="the usual prompt", max_lines=1)
             how = gr.Radio(["Beam search", "Nucleus sampling"], value="Beam search", label="How")
             seed = gr.Number(0, label="Seed", precision=0, visible=False)
             button = gr.Button("Write a caption", variant="primary")
+            picture_examples(models.captioner, image)
         with gr.Column():
             text = gr.Textbox(label="Caption", lines=3, interactive=False, elem_classes="result")
             confidence = gr.Textbox(label="Confidence", interactive=False)
@@ -114,9 +115,10 @@ def question_tab(models: PageModels) -> None:
     """Picture and question in, answer out."""
     with gr.Row(equal_height=False):
         with gr.Column():
-            image = picture_input(models.vqa)
+            image = picture_input()
             question = gr.Textbox(label="Question", placeholder="How many people are there?", max_lines=2)
             button = gr.Button("Answer", variant="primary")
+            picture_examples(models.vqa, image)
         with gr.Column():
             text = gr.Textbox(label="Answer", lines=2, interactive=False, elem_classes="result")
             confidence = gr.Textbox(label="Confidence", interactive=False)
@@ -132,14 +134,15 @@ def match_tab(models: PageModels) -> None:
     """Picture and text in, probability, similarity and heat maps out."""
     with gr.Row(equal_height=False):
         with gr.Column():
-            image = picture_input(models.itm)
+            image = picture_input()
             text = gr.Textbox(label="Text", placeholder="a dog on a beach", max_lines=2)
             button = gr.Button("Compare", variant="primary")
+            picture_examples(models.itm, image)
         with gr.Column():
             with gr.Row():
                 itm = gr.Textbox(label="Probability of a match", interactive=False, elem_classes="result")
                 cosine = gr.Textbox(label="Cosine of the features", interactive=False, elem_classes="result")
-            heat = gr.Image(label="Where the text finds it", interactive=False, format="png", buttons=[])
+            heat = gr.Image(label="Where the text finds it", interactive=False, height=320, format="png", buttons=[])
             words = gr.Gallery(label="Word by word", columns=4, height="auto", format="png", buttons=[])
             gr.HTML(
                 '<p class="source">Grad-CAM of the matching head: gradient times cross-attention, mean over heads.</p>'
@@ -152,11 +155,16 @@ def match_tab(models: PageModels) -> None:
     gr.on([button.click, text.submit], run, [image, text], [itm, cosine, heat, words], api_name="match")
 
 
-def picture_input(model: PageModel) -> gr.Image:
-    """A picture from the visitor, or one of some bundled ones; as a file, which is decoded here and not by gradio."""
-    image = gr.Image(label="Picture", type="filepath", image_mode=None, sources=["upload", "clipboard"], height=320)
-    gr.Examples([[path] for path in bundled_pictures(model)], image, label="Pictures to try", cache_examples=False)
+def picture_input() -> gr.Image:
+    """A picture from the visitor, as a file that is decoded here, within limits, and not by gradio."""
+    image = gr.Image(label="Picture", type="filepath", sources=["upload", "clipboard"], height=280)
+    image.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
     return image
+
+
+def picture_examples(model: PageModel, image: gr.Image) -> None:
+    """Bundled pictures, to be chosen with a click."""
+    gr.Examples([[path] for path in bundled_pictures(model)], image, label="Pictures to try", cache_examples=False)
 
 
 def bundled_pictures(model: PageModel) -> list[str]:
@@ -170,7 +178,7 @@ def answered(path: str | None, work: Callable[[str], Any]) -> Any:
     """What ``work`` makes of a picture; what is wrong with it becomes a message on the page."""
     try:
         return work(needed(path, "a picture"))
-    except (BrokenImageError, ValueError) as error:
+    except (BrokenSampleError, ValueError) as error:
         raise gr.Error(html.escape(str(error)), print_exception=False) from error
 
 

@@ -41,7 +41,7 @@ class Match:
 
 
 class PageModels:
-    """Captions, answers and matches for pictures in files. Pictures raise BrokenImageError, settings ValueError."""
+    """Captions, answers and matches for pictures in files. Pictures raise BrokenSampleError, settings ValueError."""
 
     def __init__(self, captioner: PageModel, vqa: PageModel, itm: PageModel) -> None:
         self.captioner, self.vqa, self.itm = captioner, vqa, itm

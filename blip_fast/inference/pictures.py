@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-from blip_fast.data.pairs import BrokenImageError
-from blip_fast.data.transforms import IMAGE_MEAN, IMAGE_STD
+from blip_fast.data.pictures import BrokenSampleError
+from blip_fast.data.transforms import normalise
 from blip_fast.inference.inputs import Input, InputError, Inputs, is_address
 
 MAX_PIXELS = 89_478_485  # PIL's own limit: larger pictures are mostly made to fill memory
@@ -60,7 +60,7 @@ class PictureDataset(Dataset[Picture]):
     def __getitem__(self, item: Input) -> Picture:
         try:
             return Picture(item.name, self.transform(read_picture(item)))
-        except BrokenImageError as error:
+        except BrokenSampleError as error:
             return Picture(item.name, problem=str(error))
 
     def collate(self, pictures: list[Picture]) -> PictureBatch:
@@ -95,34 +95,33 @@ def picture_batches(
 
 def normalised(pixels: Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """Pixels (B, 3, S, S) uint8 -> what the model takes, to the bit that of ``data.transforms.eval_transform``."""
-    values = v2.functional.to_dtype(pixels.to(device, non_blocking=True), torch.float32, scale=True)
-    return v2.functional.normalize(values, list(IMAGE_MEAN), list(IMAGE_STD)).to(dtype)
+    return normalise(pixels.to(device, non_blocking=True)).to(dtype)
 
 
 def read_picture(item: Input) -> Image.Image:
-    """The decoded RGB picture, turned as its camera says. Raises BrokenImageError with the reason in one line."""
+    """The decoded RGB picture, turned as its camera says. Raises BrokenSampleError with the reason in one line."""
     if item.problem is not None:
-        raise BrokenImageError(item.problem)
+        raise BrokenSampleError(item.problem)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL's remarks on metadata, and on sizes that are refused below
             with open_input(item) as stream, Image.open(stream, formats=known_formats()) as picture:
                 width, height = picture.size
                 if width * height > MAX_PIXELS:
-                    raise BrokenImageError(f"has {width} x {height} pixels; at most {MAX_PIXELS} are decoded")
+                    raise BrokenSampleError(f"has {width} x {height} pixels; at most {MAX_PIXELS} are decoded")
                 return (ImageOps.exif_transpose(picture) or picture).convert("RGB")
-    except BrokenImageError:
+    except BrokenSampleError:
         raise
     except UnidentifiedImageError as error:
-        raise BrokenImageError("is no picture in a known format") from error
+        raise BrokenSampleError("is no picture in a known format") from error
     except Exception as error:  # decoders fail on hostile bytes in any way
-        raise BrokenImageError(" ".join(f"{type(error).__name__}: {error}".split())[:300]) from error
+        raise BrokenSampleError(" ".join(f"{type(error).__name__}: {error}".split())[:300]) from error
 
 
 def one_picture(inputs: Inputs, image_size: int) -> Tensor:
     """Pixels (3, S, S) uint8 of the one picture that inputs name.
 
-    Raises InputError where they name none or several, BrokenImageError where the picture cannot be read.
+    Raises InputError where they name none or several, BrokenSampleError where the picture cannot be read.
     """
     found = list(itertools.islice(inputs, 2))
     if len(found) != 1:
@@ -130,27 +129,27 @@ def one_picture(inputs: Inputs, image_size: int) -> Tensor:
         raise InputError(f"{' '.join(inputs.arguments)!r} names {named}; expected one")
     picture = PictureDataset(image_size)[found[0]]
     if picture.pixels is None:
-        raise BrokenImageError(f"{picture.name}: {picture.problem}")
+        raise BrokenSampleError(f"{picture.name}: {picture.problem}")
     return picture.pixels
 
 
 def open_input(item: Input) -> BinaryIO:
-    """The bytes of a picture. BrokenImageError where there are none, too many, or where reading would never end."""
+    """The bytes of a picture. BrokenSampleError where there are none, too many, or where reading would never end."""
     if is_address(item.place):
         return _fetch(item.place)
     found = os.stat(item.place)
     size = found.st_size if item.size is None else item.size
     if not stat.S_ISREG(found.st_mode):
-        raise BrokenImageError("is no regular file")
+        raise BrokenSampleError("is no regular file")
     if size > MAX_BYTES:
-        raise BrokenImageError(f"has {size} bytes; at most {MAX_BYTES} are read")
+        raise BrokenSampleError(f"has {size} bytes; at most {MAX_BYTES} are read")
     with open(item.place, "rb") as file:
         file.seek(item.offset)
         content = file.read(size)
     if len(content) < size:
-        raise BrokenImageError(f"ends after {len(content)} of {size} bytes")
+        raise BrokenSampleError(f"ends after {len(content)} of {size} bytes")
     if not content:
-        raise BrokenImageError("is empty")
+        raise BrokenSampleError("is empty")
     return io.BytesIO(content)
 
 
@@ -166,7 +165,7 @@ def _fetch(address: str) -> BinaryIO:
     with urllib.request.urlopen(request, timeout=REMOTE_TIMEOUT) as answer:
         content = answer.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise BrokenImageError(f"has more than {MAX_BYTES} bytes")
+        raise BrokenSampleError(f"has more than {MAX_BYTES} bytes")
     return io.BytesIO(content)
 
 

@@ -110,7 +110,7 @@ class BlipCaptioner(ReferenceCaptioner):
         """
         settings = Options(num_beams, max_length, min_length, **options)
         prompts = prompts_of(prompt_ids, len(images), self.config)
-        with torch.inference_mode():
+        with torch.no_grad():
             states = image_states(self.visual_encoder, images)
             result = generate(
                 self.text_decoder, states, Prompts(*(part.to(images.device) for part in prompts)), settings, self.config

@@ -26,12 +26,13 @@ def match_heat_maps(
         model: in eval mode.
         image: (1, 3, S, S) for all texts, or (S, 3, S, S), normalised.
         input_ids, attention_mask: (S, N) texts that begin with [ENC] or, as published, [CLS].
-        layer: whose cross-attention; None is layer 8 of 12, as published, or the one as deep in other models.
+        layer: whose cross-attention; None is layer 8 of 12, as published, or the one as deep in other models, but not the
+            last, where nothing depends on other tokens than the first.
 
     Raises ValueError for a layer that the model has not.
     """
     layers = model.text_encoder.encoder.layer
-    chosen = len(layers) * 8 // 12 if layer is None else layer
+    chosen = max(min(len(layers) * 8 // 12, len(layers) - 2), 0) if layer is None else layer
     if not 0 <= chosen < len(layers):
         raise ValueError(f"layer={layer}; expected a number from 0 to {len(layers) - 1}")
     with torch.no_grad():

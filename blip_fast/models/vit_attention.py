@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blip_fast.ops import cross_attention
 from blip_fast.reference.vit import SelfAttention
 
 VitAttention = Literal["sdpa", "xformers"]
@@ -48,8 +50,17 @@ def attend(module: SelfAttention, query: Tensor, key: Tensor, value: Tensor) -> 
     """
     if getattr(module, _CHOICE, "sdpa") == "xformers":
         return _xformers(query, key, value)
+    if query.device.type == "cpu" and not torch.is_grad_enabled():
+        return _without_gradient(query, key, value)
     heads_first = (tensor.transpose(1, 2) for tensor in (query, key, value))
     return F.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+
+
+def _without_gradient(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """By `cross_attention` of images to themselves, whose CPU kernel takes two thirds of the time of torch's."""
+    images, rows = query.shape[:2]
+    bounds = torch.arange(0, images * rows + 1, rows, dtype=torch.int32)
+    return cross_attention(query.flatten(0, 1), key, value, bounds, torch.arange(images)).view_as(query)
 
 
 def _xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

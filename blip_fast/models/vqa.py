@@ -98,7 +98,7 @@ class BlipVQA(ReferenceVQA):
         ``return_scores`` are those of :meth:`BlipCaptioner.generate_ids <blip_fast.models.BlipCaptioner.generate_ids>`.
         """
         settings = Options(num_beams, max_length, min_length, **options)
-        with torch.inference_mode():
+        with torch.no_grad():
             states = self.question_states(image, question_ids, question_mask)
             prompts = prompts_of(question_ids.new_tensor([self.config.dec_token_id]), len(image), self.config)
             result = generate(self.text_decoder, states, prompts, settings, self.config)
@@ -171,7 +171,7 @@ class BlipVQA(ReferenceVQA):
         texts = [strings_of(candidates)[index] for index in best.tolist()]
         if not return_scores:
             return texts
-        with torch.inference_mode():
+        with torch.no_grad():
             states, lengths = self.packed_question_states(images, question_ids, question_mask)
             chosen = (answer_ids[best], answer_mask[best.to(answer_mask.device)])
             return self._answer_logprobs(*chosen, states, lengths).with_texts(texts)

@@ -48,13 +48,18 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool
     return rows.view(*input.shape[:-1], weight.shape[0])
 
 
+def autocast_enabled(device: torch.device) -> bool:
+    """Whether autocast is on for this device; "meta" has none, and torch refuses to say so."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
 def linear_layer(module: nn.Module, input: Tensor, gelu: bool = False) -> Tensor:
     """``module(input)``, then GELU if asked for: by :func:`linear` where no gradient is wanted.
 
     Modules other than torch's own ``nn.Linear`` (a quantised one) compute as they do, and so does autocast.
     """
     plain = type(module) is nn.Linear and not torch.is_grad_enabled()
-    if not plain or torch.is_autocast_enabled(input.device.type) or input.dtype != module.weight.dtype:
+    if not plain or autocast_enabled(input.device) or input.dtype != module.weight.dtype:
         product = module(input)
         return F.gelu(product) if gelu else product
     return linear(input, module.weight, module.bias, gelu)
@@ -62,7 +67,7 @@ def linear_layer(module: nn.Module, input: Tensor, gelu: bool = False) -> Tensor
 
 def linear_layers(like: Tensor) -> Callable[[nn.Module, Tensor, bool], Tensor]:
     """:func:`linear_layer` for a loop over many layers: the backend is chosen once, for inputs like this one (no gradient)."""
-    if torch.is_autocast_enabled(like.device.type):
+    if autocast_enabled(like.device):
         return linear_layer
     kernel = _operation.resolve(like)
 

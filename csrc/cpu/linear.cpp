@@ -46,7 +46,7 @@ BLIP_FAST_MULTIVERSION void finish(const Layer& p, int64_t row, int64_t rows, in
       for (int64_t j = 0; j < columns; ++j) y[j] += p.bias[column + j];
     }
     if (p.gelu) {
-      for (int64_t j = 0; j < columns; ++j) y[j] = gelu_of(y[j]);
+      for (int64_t j = 0; j < columns; ++j) y[j] = gelu(y[j]);
     }
   }
 }

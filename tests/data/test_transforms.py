@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pathlib import Path
+import io
 
 import numpy as np
 import pytest
@@ -9,12 +9,13 @@ from PIL import Image
 from torchvision import transforms
 
 from blip_fast.data.augment import RandomAugment
-from blip_fast.data.pictures import read_picture
-from blip_fast.data.roots import Root
+from blip_fast.data.demo_pairs import demo_root
+from blip_fast.data.pictures import to_rgb
 from blip_fast.data.transforms import (
     IMAGE_MEAN,
     IMAGE_STD,
     PRETRAIN_SCALE,
+    decode_part,
     eval_transform,
     fast_resize,
     normalise,
@@ -97,33 +98,51 @@ def test_fast_pixels_are_off_by_one_at_most(picture: Image.Image) -> None:
     smooth = picture.resize((300, 200), Image.Resampling.BICUBIC)
     for size in (24, 150, 400):
         published = np.asarray(smooth.resize((size, size), Image.Resampling.BICUBIC)).astype(int)
-        difference = np.abs(np.asarray(fast_resize(smooth, size)).astype(int) - published)
+        difference = np.abs(fast_resize(smooth, size).astype(int) - published)
         assert difference.max() <= 1
         assert (difference > 0).mean() < 0.05
 
 
-def test_fast_training_makes_the_same_crops(picture: Image.Image) -> None:
-    exact, fast = train_transform(24, augment=False), train_transform(24, augment=False, pixels="fast")
-    for seed in range(8):
+def test_fast_training_makes_the_same_choices(picture: Image.Image) -> None:
+    exact, fast = train_transform(24), train_transform(24, pixels="fast")
+    for seed in range(12):
         torch.manual_seed(seed)
         expected = exact(picture)
         torch.manual_seed(seed)
-        assert (fast(picture) - expected).abs().max() < 1.01 / 255 / min(IMAGE_STD)
+        different = (fast(picture) - expected).abs() > 1.01 / 255 / min(IMAGE_STD)
+        assert different.double().mean() < 0.03  # Equalize may turn a difference of one into a larger one
 
 
-def test_large_jpegs_are_decoded_smaller_only_for_fast_pixels(picture: Image.Image, tmp_path: Path) -> None:
-    picture.resize((400, 300)).save(tmp_path / "p.jpg")
+def test_fast_pixels_of_a_photograph_decoded_at_reduced_size_are_close() -> None:
+    file = demo_root() / "photos" / "chelsea.jpg"
+    for seed in range(6):
+        images = []
+        for mode in ("published", "fast"):
+            transform = train_transform(48, PRETRAIN_SCALE, augment=False, pixels=mode)
+            torch.manual_seed(seed)
+            with Image.open(file) as opened:
+                images.append(transform(opened))
+        assert (images[0] - images[1]).norm() < 0.15 * images[0].norm()
 
-    def size(smallest_side: int | None) -> tuple[int, int]:
-        return read_picture(Root(tmp_path), "p.jpg", smallest_side).size
 
-    assert train_transform(24, PRETRAIN_SCALE).smallest_side is None
-    assert size(None) == (400, 300)
-    transform = train_transform(24, PRETRAIN_SCALE, pixels="fast")
-    assert transform.smallest_side == 62  # 24 / sqrt(0.2 * 3 / 4)
-    assert size(62) == (100, 75)
-    assert size(151) == (400, 300)
-    assert eval_transform(24, pixels="fast").smallest_side == 24
+@pytest.mark.parametrize(
+    ("image_size", "box", "size"),
+    [
+        (24, None, (50, 38)),  # an eighth, rounded up
+        (100, None, (200, 150)),
+        (151, None, (400, 300)),
+        (50, (100, 100, 300, 220), (100, 60)),
+        (61, (100, 100, 300, 220), (200, 120)),
+    ],
+)
+def test_jpegs_are_decoded_as_small_as_the_crop_allows(
+    picture: Image.Image, image_size: int, box: tuple[int, int, int, int] | None, size: tuple[int, int]
+) -> None:
+    buffer = io.BytesIO()
+    picture.resize((400, 300)).save(buffer, "JPEG")
+    assert decode_part(Image.open(buffer), image_size, box).size == size
+    assert decode_part(picture, 1).size == picture.size  # what is decoded already stays as it is
+    assert to_rgb(Image.open(buffer)).size == (400, 300)
 
 
 def test_unknown_pixels_are_named() -> None:

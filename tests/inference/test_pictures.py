@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from blip_fast.data.pairs import BrokenImageError
+from blip_fast.data.pictures import BrokenSampleError
 from blip_fast.data.transforms import eval_transform
 from blip_fast.inference.inputs import Input, Inputs
 from blip_fast.inference.pictures import PictureBatch, normalised, picture_batches, read_picture
@@ -78,7 +78,7 @@ def test_bombs_are_not_decoded(tmp_path: Path) -> None:
 
 def test_a_member_that_the_shard_cuts_off(tmp_path: Path) -> None:
     path = shard(tmp_path / "0.tar", {"a.png": picture(tmp_path / "a.png").read_bytes()})
-    with pytest.raises(BrokenImageError, match=r"ends after \d+ of 9999999 bytes"):
+    with pytest.raises(BrokenSampleError, match=r"ends after \d+ of 9999999 bytes"):
         read_picture(Input("a", str(path), 512, 9_999_999))
-    with pytest.raises(BrokenImageError, match="at most 268435456 are read"):
+    with pytest.raises(BrokenSampleError, match="at most 268435456 are read"):
         read_picture(Input("a", str(path), 512, 2**40))

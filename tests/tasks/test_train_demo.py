@@ -63,5 +63,5 @@ def test_what_is_no_emoji_set_is_refused(tmp_path: Path) -> None:
 
 
 def test_shortened_plan() -> None:
-    assert Plan(48, 8, 8).shortened(0.25) == Plan(12, 2, 2)
-    assert Plan(48, 8, 8).shortened(0.001) == Plan(1, 1, 1)
+    assert Plan(12, 8, 4).shortened(0.25) == Plan(3, 2, 1)
+    assert Plan(12, 8, 4).shortened(0.001) == Plan(1, 1, 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,14 +52,13 @@ def caption_scores(
     ids = list(captions)
     flat = (own_words if absent else treebank_words)([text for i in ids for text in (captions[i], *references[i])])
     candidates, truths = _unflatten(flat, ids, references)
-    metrics = _score(Bleu(4), truths, candidates, _BLEU)
-    if not absent:
-        metrics |= _score(Meteor(), truths, candidates, ["METEOR"])
-    metrics |= _score(Rouge(), truths, candidates, ["ROUGE_L"]) | _score(Cider(), truths, candidates, ["CIDEr"])
+    bleu = _score(Bleu(4), truths, candidates, _BLEU)
+    rest = _score(Rouge(), truths, candidates, ["ROUGE_L"]) | _score(Cider(), truths, candidates, ["CIDEr"])
     if absent:
-        return CaptionScores(metrics, (f"{absent}: words by blip_fast's own tokenisation, no METEOR, no SPICE",))
-    found, notes = _spice(truths, candidates)
-    return CaptionScores(metrics | found, notes)
+        return CaptionScores(bleu | rest, (f"{absent}: words by blip_fast's own tokenisation, no METEOR, no SPICE",))
+    meteor, meteor_notes = _by_java("METEOR", Meteor, truths, candidates)
+    spice, spice_notes = _spice(truths, candidates)
+    return CaptionScores(bleu | meteor | rest | spice, meteor_notes + spice_notes)
 
 
 def _check(captions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]) -> None:
@@ -96,7 +95,14 @@ def _spice(truths: Words, candidates: Words) -> tuple[dict[str, float], tuple[st
                     "'python -m pycocoevalcap.spice.get_stanford_models' downloads them",)  # fmt: skip
     from pycocoevalcap.spice.spice import Spice
 
+    return _by_java("SPICE", Spice, truths, candidates)
+
+
+def _by_java(
+    name: str, scorer: Callable[[], Any], truths: Words, candidates: Words
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """The metric, or why there is none: a failing Java program must not stop hours of training."""
     try:
-        return _score(Spice(), truths, candidates, ["SPICE"]), ()
-    except (OSError, subprocess.CalledProcessError) as error:
-        return {}, (f"no SPICE: {error}",)
+        return _score(scorer(), truths, candidates, [name]), ()
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        return {}, (f"no {name}: its Java program failed ({error})",)

@@ -58,6 +58,20 @@ def test_with_java(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "get_stanford_models' downloads them" in found.notes[0]
 
 
+def test_a_java_program_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def compute_score(self, truths: object, candidates: object) -> None:
+            raise ValueError("could not convert string to float: ''")
+
+    monkeypatch.setattr(metrics, "java", lambda: "java")
+    monkeypatch.setattr(metrics, "treebank_words", metrics.own_words)
+    monkeypatch.setattr(metrics, "Meteor", Failing)
+    monkeypatch.setattr(metrics, "_SPICE_JAR", metrics._SPICE_JAR.with_name("absent.jar"))
+    found = caption_scores(PERFECT, TRUTH)
+    assert list(found.metrics) == WITHOUT_JAVA
+    assert found.notes[0] == "no METEOR: its Java program failed (could not convert string to float: '')"
+
+
 def test_images_must_agree() -> None:
     with pytest.raises(ValueError, match="captions has nothing for image 12, one of 1"):
         caption_scores({3: "a", 7: "b"}, TRUTH)

@@ -13,11 +13,11 @@ from blip_fast.generation.prompts import Prompts
 from blip_fast.generation.sampling import sample
 from blip_fast.generation.scores import GeneratedIds
 from blip_fast.generation.session import DecodingSession
+from blip_fast.generation.static import GraphedSession
 from blip_fast.generation.texts import Limits
 from blip_fast.reference.decoder import TextDecoder
 
 
-@torch.inference_mode()
 def generate(
     decoder: TextDecoder, states: Tensor, prompts: Prompts, options: Options, config: BlipConfig
 ) -> GeneratedIds:
@@ -38,8 +38,18 @@ def generate(
             f"max_length={options.max_length}; expected at most max_position_embeddings={config.max_position_embeddings}"
         )
     limits = Limits.of(options, config)
+    with torch.inference_mode():
+        result = search(decoder, states, prompts, limits, options)
+    return GeneratedIds(*(tensor.clone() for tensor in result))  # a model may be trained on them
+
+
+def search(decoder: TextDecoder, states: Tensor, prompts: Prompts, limits: Limits, options: Options) -> GeneratedIds:
+    """The search that ``options`` ask for, in a session of its own."""
     copies = options.num_return_sequences if options.do_sample else options.num_beams
-    session = DecodingSession(decoder, states, copies, options.max_length)
+    graphed = states.is_cuda and not torch.is_autocast_enabled(
+        "cuda"
+    )  # a graph would keep autocast's copies of weights
+    session = (GraphedSession if graphed else DecodingSession)(decoder, states, copies, limits.max_length)
     if options.do_sample:
         return sample(session, prompts, limits, options)
     if options.num_beams == 1:
