@@ -27,6 +27,14 @@ class StaticSession(DecodingSession):
         self.live = self.slots
         self.tokens = torch.zeros_like(self.slots)
 
+    def restart(self, states: Tensor) -> None:
+        """Begin anew with other states of the same shape."""
+        for layer, kept in zip(self.layers, self.projected, strict=True):
+            for place, projected in zip(kept, self.project(layer.crossattention.self, states), strict=True):
+                place.copy_(projected)
+        self.live = self.slots
+        self.ancestry.copy_(self.slots[:, None].expand_as(self.ancestry))
+
     def prefill(self, prompts: Prompts) -> Tensor:
         logits = super().prefill(prompts)
         self.longest, self.uniform = self.ancestry.shape[1], False
