@@ -255,6 +255,14 @@ def test_what_cannot_be_gone_on_from_is_named(tmp_path: Path) -> None:
         run(toy(tmp_path), resume="auto")
 
 
+def test_samples_are_written_at_the_end(tmp_path: Path) -> None:
+    task = toy(tmp_path)
+    run(task)
+    model = task.build_model().eval()
+    model.load_state_dict(weights(tmp_path / LAST))
+    assert json.loads((tmp_path / "samples.json").read_text()) == task.samples(model)
+
+
 def test_a_profile_is_a_trace(tmp_path: Path) -> None:
     run(toy(tmp_path, max_epoch=2), profile=True)
     trace = json.loads((tmp_path / "profile" / "trace_rank0.json").read_text())

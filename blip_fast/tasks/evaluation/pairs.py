@@ -93,7 +93,8 @@ def recalls(scores: Tensor) -> dict[str, float]:
 def caption_ids(model: BlipPretrain, images: Tensor, max_tokens: int) -> Tensor:
     """Captions (N, <= max_tokens) of images, [DEC] first, by the decoder of a pre-trained model (beam search)."""
     captioner = BlipCaptioner(model.config).to(images.device).eval()
-    state = model.state_dict()
+    # not the state_dict: that of a sharded model is sharded even where its weights are whole
+    state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     captioner.load_state_dict({name: state[name] for name in captioner.state_dict()})
     start = torch.tensor([model.config.dec_token_id])
     return captioner.generate_ids(images, start, num_beams=3, max_length=max_tokens, min_length=2)
