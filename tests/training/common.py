@@ -102,7 +102,7 @@ class ToyTask(Task[ToySettings, ToyBatch]):
 
     def samples(self, model: nn.Module) -> list[dict[str, Any]]:
         layers: nn.Module = model.layers  # type: ignore[assignment]
-        return [{"of ones": float(layers(torch.ones(1, 4)))}]
+        return [{"of ones": layers(torch.ones(1, 4)).item()}]
 
 
 def toy(folder: Path, metrics: Sequence[Metrics] = (), routine: Routine | None = None, **settings: Any) -> ToyTask:
