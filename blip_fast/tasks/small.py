@@ -19,8 +19,8 @@ from blip_fast.data.transforms import train_transform
 from blip_fast.models import BlipCaptioner, BlipPretrain, BlipRetrieval
 from blip_fast.tasks.base import RunContext
 from blip_fast.tasks.captions import CaptionTask
-from blip_fast.tasks.demo import caption_ids, decode_caption, train_demo
-from blip_fast.tasks.evaluation.nearest import copied_captions
+from blip_fast.tasks.demo import train_demo
+from blip_fast.tasks.evaluation.pairs import caption_ids, decode_caption
 from blip_fast.tasks.evaluation.retrieval import retrieval_scores
 from blip_fast.tasks.metrics.captions import ImageId, caption_scores
 from blip_fast.tasks.metrics.exact import exact_matches
