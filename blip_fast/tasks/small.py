@@ -20,7 +20,8 @@ from blip_fast.data.transforms import train_transform
 from blip_fast.models import BlipCaptioner, BlipPretrain, BlipRetrieval
 from blip_fast.tasks.base import RunContext
 from blip_fast.tasks.captions import CaptionTask
-from blip_fast.tasks.demo import caption_ids, decode_caption, train_demo
+from blip_fast.tasks.demo import train_demo
+from blip_fast.tasks.evaluation.pairs import caption_ids, decode_caption
 from blip_fast.tasks.evaluation.retrieval import retrieval_scores
 from blip_fast.tasks.metrics.captions import caption_scores
 from blip_fast.tasks.metrics.recalls import retrieval_metrics
@@ -40,9 +41,9 @@ class SmallSizes:
     image_size: int = 64
     patch: int = 8
     max_tokens: int = 24
-    batch_size: int = 32
-    queue_size: int = 512
-    lr: float = 1e-3
+    batch_size: int = 64
+    queue_size: int = 256
+    lr: float = 1.5e-3
     finetune_lr: float = 3e-4
 
     def config(self, vocab_size: int) -> BlipConfig:

@@ -65,7 +65,7 @@ def find_device(name: str, rank: Rank) -> torch.device:
     try:
         device = torch.device(name)
         if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", rank.local)
+            device = torch.device("cuda", rank.local % max(torch.cuda.device_count(), 1))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={name!r} cannot be used here: {str(error).splitlines()[0]}") from error
@@ -87,10 +87,8 @@ def process_group(rank: Rank, device: torch.device, dist_url: str = "env://") ->
     dist.init_process_group(
         backend, init_method=dist_url, rank=rank.number, world_size=rank.world_size, timeout=_PATIENCE
     )
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()  # not after an error: it would wait for the other ranks
 
 
 def barrier() -> None:
