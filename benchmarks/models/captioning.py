@@ -113,7 +113,7 @@ class Captioners:
 def cases(setting: Setting) -> Iterable[Case]:
     """Two layers in both encoders, or with ``--full`` twelve."""
     layers = dict(text_layers=2, vit_depth=2) if setting.quick else {}
-    config = BlipConfig.base(image_size=384, **layers)
+    config = BlipConfig.base(image_size=384, vit_patch=16, **layers)
     captioners = Captioners(config, setting.device)
     many, one, published, share = AIMS[setting.device.type]
     size = f"{config.text_layers} layers, "

@@ -8,6 +8,7 @@ from torch import Tensor
 from blip_fast.config import BlipConfig
 from blip_fast.generation.beam import beam_search
 from blip_fast.generation.greedy import greedy_search
+from blip_fast.generation.kept import kept_session
 from blip_fast.generation.options import Options
 from blip_fast.generation.prompts import Prompts
 from blip_fast.generation.sampling import sample
@@ -44,12 +45,17 @@ def generate(
 
 
 def search(decoder: TextDecoder, states: Tensor, prompts: Prompts, limits: Limits, options: Options) -> GeneratedIds:
-    """The search that ``options`` ask for, in a session of its own."""
+    """The search that ``options`` ask for; on a GPU with graphs of its steps."""
     copies = options.num_return_sequences if options.do_sample else options.num_beams
-    graphed = states.is_cuda and not torch.is_autocast_enabled(
-        "cuda"
-    )  # a graph would keep autocast's copies of weights
-    session = (GraphedSession if graphed else DecodingSession)(decoder, states, copies, limits.max_length)
+    sizes = (decoder, states, copies, limits.max_length)
+    if states.is_cuda and not torch.is_autocast_enabled("cuda"):  # a graph would keep autocast's copies of weights
+        with kept_session(GraphedSession, *sizes) as session:
+            return search_in(session, prompts, limits, options)
+    return search_in(DecodingSession(*sizes), prompts, limits, options)
+
+
+def search_in(session: DecodingSession, prompts: Prompts, limits: Limits, options: Options) -> GeneratedIds:
+    """The search that ``options`` ask for in a session."""
     if options.do_sample:
         return sample(session, prompts, limits, options)
     if options.num_beams == 1:

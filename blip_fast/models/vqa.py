@@ -148,9 +148,14 @@ class BlipVQA(ReferenceVQA):
         probabilities = self.text_decoder.cls(hidden).softmax(dim=1).index_select(1, candidate_ids[:, 1])
         kept = probabilities.topk(k, dim=1).indices
 
-        candidates = pack(candidate_ids, candidate_mask)
-        answers = candidates.select(kept.flatten(), kept.numel() * candidates.max_length)
-        losses = self.packed_answer_losses(answers, states, lengths, questions.repeat_interleave(k))
+        # the last token of an answer predicts nothing: a third of the tokens of most answers
+        mask, chosen = candidate_mask[:, 1:], kept.flatten()
+        inputs, targets = pack(candidate_ids[:, :-1], mask), pack(candidate_ids[:, 1:], mask)
+        answers = inputs.select(chosen, chosen.numel() * inputs.max_length).with_first_token(self.config.dec_token_id)
+        labels = targets.select(chosen, chosen.numel() * targets.max_length).input_ids
+        hidden = self._decode(answers, states, lengths, questions.repeat_interleave(k))
+        losses = token_losses(self.text_decoder, hidden, labels, self.config.label_smoothing, "none")
+        losses = answers.unpack(losses).sum(1)
         scores = -losses.view(batch, k)
         return Ranking(kept.gather(1, scores.argmax(dim=1, keepdim=True))[:, 0], kept, scores)
 

@@ -73,7 +73,7 @@ def linear_layers(like: Tensor) -> Callable[[nn.Module, Tensor, bool], Tensor]:
 
     def apply(module: nn.Module, input: Tensor, gelu: bool = False) -> Tensor:
         if type(module) is nn.Linear:
-            return kernel(input, module.weight, module.bias, gelu)
+            return kernel(input.contiguous(), module.weight.contiguous(), module.bias, gelu)
         return linear_layer(module, input, gelu)
 
     return apply

@@ -1,15 +1,18 @@
-"""Steps of fixed shapes do what steps of growing and shrinking shapes do; on a GPU as a CUDA graph."""
+"""Steps of fixed shapes do what steps of growing and shrinking shapes do; on a GPU as a CUDA graph, which is used again."""
 
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
 
-from blip_fast.generation import Options, generate, prompts_of
-from blip_fast.generation.session import DecodingSession
-from blip_fast.generation.static import GraphedSession, StaticSession
+from blip_fast.generation import DecodingSession, GeneratedIds, Options, generate, prompts_of
+from blip_fast.generation.decode import search_in
+from blip_fast.generation.kept import KeptSessions, kept_session
+from blip_fast.generation.static import StaticSession
+from blip_fast.generation.texts import Limits
 from tests.generation.common import IMAGES, PROMPTS, captioner
 
 OPTIONS = [
@@ -20,29 +23,57 @@ OPTIONS = [
 ]
 
 
-def run(session, options, device, monkeypatch):
-    monkeypatch.setattr("blip_fast.generation.decode.DecodingSession", session)
-    monkeypatch.setattr("blip_fast.generation.decode.GraphedSession", session)
-    model = captioner()
+def states_of(images: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        states = model.visual_encoder(IMAGES).to(device)
-    prompts = prompts_of(PROMPTS.to(device), len(PROMPTS), model.config)
-    decoder = model.text_decoder if device == "cpu" else copy.deepcopy(model.text_decoder).to(device)
-    return generate(decoder, states, prompts, options, model.config)
+        return captioner().visual_encoder(images)
+
+
+def run(session: DecodingSession, options: Options) -> GeneratedIds:
+    config = captioner().config
+    with torch.inference_mode():
+        return search_in(session, prompts_of(PROMPTS, 3, config), Limits.of(options, config), options)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_static_steps(options, monkeypatch):
-    grown, static = (run(session, options, "cpu", monkeypatch) for session in (DecodingSession, StaticSession))
-    assert torch.equal(static.ids, grown.ids)
-    torch.testing.assert_close(static.token_logprobs, grown.token_logprobs, rtol=1e-5, atol=1e-5)
+def test_static_steps_and_their_second_use(options):
+    decoder, copies = captioner().text_decoder, 4 if options.do_sample else options.num_beams
+    for images in (IMAGES, IMAGES.flip(0) * 2):
+        states = states_of(images)
+        grown = run(DecodingSession(decoder, states, copies, 20), options)
+        with torch.inference_mode(), kept_session(StaticSession, decoder, states, copies, 20) as session:
+            static = run(session, options)
+        assert torch.equal(static.ids, grown.ids)
+        torch.testing.assert_close(static.token_logprobs, grown.token_logprobs, rtol=1e-5, atol=1e-5)
+    with torch.inference_mode(), kept_session(StaticSession, decoder, states, copies, 20) as again:
+        assert again is session
+        with kept_session(StaticSession, decoder, states, copies, 20) as other:  # it is in use
+            assert other is not session
+
+
+def test_copies_of_a_decoder_keep_nothing():
+    decoder = copy.deepcopy(captioner().text_decoder)
+    with torch.inference_mode(), kept_session(StaticSession, decoder, states_of(IMAGES), 1, 20) as session:
+        pass
+    for twin in (copy.deepcopy(decoder), pickle.loads(pickle.dumps(decoder))):
+        assert isinstance(twin.kept_sessions, KeptSessions)
+        with torch.inference_mode(), kept_session(StaticSession, twin, states_of(IMAGES), 1, 20) as other:
+            assert other is not session
+            assert other.decoder is twin
+    decoder.load_state_dict({name: weight.clone() for name, weight in decoder.state_dict().items()}, assign=True)
+    with torch.inference_mode(), kept_session(StaticSession, decoder, states_of(IMAGES), 1, 20) as other:
+        assert other is not session
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("options", OPTIONS)
-def test_graphed_steps(options, monkeypatch):
-    expected = run(DecodingSession, options, "cpu", monkeypatch)
-    graphed = run(GraphedSession, options, "cuda", monkeypatch)
-    assert torch.equal(graphed.ids.cpu(), expected.ids)
-    torch.testing.assert_close(graphed.token_logprobs.cpu(), expected.token_logprobs, rtol=1e-4, atol=1e-4)
+def test_graphed_steps(options):
+    model = captioner()
+    decoder = copy.deepcopy(model.text_decoder).cuda()
+    for images in (IMAGES, IMAGES.flip(0) * 2):
+        states = states_of(images)
+        expected = generate(model.text_decoder, states, prompts_of(PROMPTS, 3, model.config), options, model.config)
+        prompts = prompts_of(PROMPTS.cuda(), 3, model.config)
+        graphed = generate(decoder, states.cuda(), prompts, options, model.config)
+        assert torch.equal(graphed.ids.cpu(), expected.ids)
+        torch.testing.assert_close(graphed.token_logprobs.cpu(), expected.token_logprobs, rtol=1e-4, atol=1e-4)

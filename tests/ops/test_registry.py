@@ -81,7 +81,7 @@ def test_environment_forces_backends():
     assert run_python("import blip_fast.ops;" + code, BLIP_FAST_BACKEND="reference").stdout.split() == ["reference"] * 2
     partly = run_python("import blip_fast.ops;" + code, BLIP_FAST_BACKEND="enqueue_=reference")
     assert partly.stdout.split()[1] == "reference"
-    wrong = run_python("import blip_fast", BLIP_FAST_BACKEND="quick")
+    wrong = run_python("import blip_fast.ops", BLIP_FAST_BACKEND="quick")
     assert wrong.returncode != 0
     assert "backend 'quick' is unknown" in wrong.stderr
 

@@ -1,0 +1,52 @@
+"""Sessions that outlive a call: what a CUDA graph costs to capture is paid once for calls of equal shapes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from blip_fast.generation.static import StaticSession
+from blip_fast.reference.decoder import TextDecoder
+
+_ATTRIBUTE = "kept_sessions"  # of a decoder
+
+
+class KeptSessions:
+    """The session last used, under the key of what it was made for. A copy of a decoder, or one from a file, has none."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[Any, StaticSession] = {}
+
+    def take(self, key: Any) -> StaticSession | None:
+        """The session of this key, which nobody else gets until it is put back."""
+        return self._sessions.pop(key, None)
+
+    def put(self, key: Any, session: StaticSession) -> None:
+        """Keep this session in place of all others."""
+        self._sessions = {key: session}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KeptSessions:
+        return KeptSessions()
+
+    def __reduce__(self) -> tuple[type[KeptSessions], tuple[()]]:
+        return KeptSessions, ()
+
+
+@contextlib.contextmanager
+def kept_session(
+    kind: type[StaticSession], decoder: TextDecoder, states: Tensor, copies: int, max_length: int
+) -> Iterator[StaticSession]:
+    """A session for these states: the last one of this decoder if shapes, dtype and weights' addresses are the same."""
+    addresses = tuple(parameter.data_ptr() for parameter in decoder.parameters())
+    key = (kind, states.shape, states.dtype, states.device, copies, max_length, addresses)
+    kept = decoder.__dict__.setdefault(_ATTRIBUTE, KeptSessions())
+    session = kept.take(key)
+    if session is None:
+        session = kind(decoder, states, copies, max_length)
+    else:
+        session.restart(states)
+    yield session
+    kept.put(key, session)
