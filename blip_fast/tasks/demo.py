@@ -17,9 +17,16 @@ from blip_fast.data.demo_pairs import demo_pairs
 from blip_fast.data.pretrain import PretrainData
 from blip_fast.data.tokenizer import load_tokenizer, restrict_vocabulary
 from blip_fast.data.transforms import eval_transform
-from blip_fast.models import BlipCaptioner, BlipPretrain
+from blip_fast.models import BlipPretrain
 from blip_fast.tasks.base import RunContext, Task
-from blip_fast.tasks.evaluation.pairs import encode_pairs, matching_logits, recalls, retrieval_scores
+from blip_fast.tasks.evaluation.pairs import (
+    caption_ids,
+    decode_caption,
+    encode_pairs,
+    matching_logits,
+    recalls,
+    retrieval_scores,
+)
 from blip_fast.tasks.pictures import training_pictures
 from blip_fast.tasks.pretrain import PretrainTask
 from blip_fast.training.loop import epoch_batches, train_steps
@@ -186,20 +193,6 @@ def run_demo(steps: int, seed: int, device: torch.device, show: Show) -> DemoRes
             exact=same_texts(tokenizer, ids, encoded.input_ids),
             seconds={"training": trained - started, "evaluation": time.perf_counter() - trained},
         )
-
-
-def caption_ids(model: BlipPretrain, images: torch.Tensor, max_tokens: int) -> torch.Tensor:
-    """Captions (N, <= max_tokens) of images, [DEC] first, by the decoder of a pre-trained model (beam search)."""
-    captioner = BlipCaptioner(model.config).to(images.device).eval()
-    state = model.state_dict()
-    captioner.load_state_dict({name: state[name] for name in captioner.state_dict()})
-    start = torch.tensor([model.config.dec_token_id])
-    return captioner.generate_ids(images, start, num_beams=3, max_length=max_tokens, min_length=2)
-
-
-def decode_caption(tokenizer: PreTrainedTokenizerFast, ids: torch.Tensor) -> str:
-    """Text of ids (n) without special tokens; hyphens stand between their words as they do in the captions."""
-    return tokenizer.decode(ids, skip_special_tokens=True).replace(" - ", "-")
 
 
 def same_texts(tokenizer: PreTrainedTokenizerFast, ids: torch.Tensor, others: torch.Tensor) -> list[bool]:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from blip_fast.checkpoints import load_bert, load_checkpoint, load_vit
+from blip_fast.data.pictures import BrokenSampleError
 from blip_fast.data.pretrain import PretrainBatch, PretrainData
+from blip_fast.data.samples import Transform
 from blip_fast.data.shards import ShardData, shard_files
+from blip_fast.data.tokens import cached_tokenizer
 from blip_fast.data.transforms import PRETRAIN_SCALE
 from blip_fast.models import BlipPretrain
 from blip_fast.tasks.base import Metrics, Routine, Split, Task
-from blip_fast.tasks.pictures import training_pictures
+from blip_fast.tasks.evaluation.pairs import caption_ids, decode_caption
+from blip_fast.tasks.pictures import evaluation_pictures, training_pictures
 from blip_fast.training.schedules import alpha_ramp, pretrain_lr
 from blip_fast.training.settings import PretrainSettings
 
 _ROOM = 2
+_SAMPLES = 8
 
 
 class PretrainTask(Task[PretrainSettings, PretrainBatch]):
@@ -26,6 +33,7 @@ class PretrainTask(Task[PretrainSettings, PretrainBatch]):
     name = "pretrain"
     settings_class = PretrainSettings
     routine = Routine()
+    lists: PretrainData | None = None
 
     def files(self) -> list[Path]:
         settings = self.settings
@@ -48,12 +56,17 @@ class PretrainTask(Task[PretrainSettings, PretrainBatch]):
             load_bert(model, settings.init_bert)
 
     def train_data(self) -> PretrainData | ShardData:
-        settings = self.settings
-        transform = training_pictures(settings, PRETRAIN_SCALE)
-        if settings.shards:
-            if settings.train_file or settings.laion_path:
+        transform = training_pictures(self.settings, PRETRAIN_SCALE)
+        if self.settings.shards:
+            if self.settings.train_file or self.settings.laion_path:
                 raise ValueError("shards are given beside train_file or laion_path; expected one kind of data")
-            return ShardData(settings.shards, transform, bad=self.bad)
+            return ShardData(self.settings.shards, transform, bad=self.bad)
+        self.lists = self.pairs_of_lists(transform)
+        return self.lists
+
+    def pairs_of_lists(self, transform: Transform) -> PretrainData:
+        """The pairs of ``train_file`` and ``laion_path``."""
+        settings = self.settings
         rotating = sorted(Path(settings.laion_path).glob("*.json")) if settings.laion_path else []
         if settings.laion_path and not rotating:
             raise ValueError(f"laion_path={settings.laion_path!r} has no .json files")
@@ -91,3 +104,18 @@ class PretrainTask(Task[PretrainSettings, PretrainBatch]):
 
     def evaluate(self, model: nn.Module, split: Split, epoch: int | None) -> Metrics:
         return {}
+
+    def samples(self, model: nn.Module) -> list[dict[str, Any]]:
+        """What the decoder writes for the first pictures of the lists, which it has been trained on."""
+        data, transform = self.lists, evaluation_pictures(self.settings)
+        if data is None:
+            return []  # shards: the page shows files
+        found = []
+        for number in range(min(_SAMPLES, len(data))):
+            with contextlib.suppress(BrokenSampleError):
+                image = transform(data.picture(number))[None].to(self.context.device)
+                ids = caption_ids(cast(BlipPretrain, model), image, max_tokens=20)
+                record, text = data.records[number], decode_caption(cached_tokenizer(), ids[0])
+                picture = data.root.file(record.image)
+                found.append({"picture": picture, "generated": text, "in the training data": record.caption})
+        return found

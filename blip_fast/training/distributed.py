@@ -65,7 +65,7 @@ def find_device(name: str, rank: Rank) -> torch.device:
     try:
         device = torch.device(name)
         if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", rank.local)
+            device = torch.device("cuda", rank.local % max(torch.cuda.device_count(), 1))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={name!r} cannot be used here: {str(error).splitlines()[0]}") from error

@@ -275,7 +275,12 @@ class Engine:
         state = self._state_file()
         if state is not None:
             self._load_state(state)
-        elif self.options.checkpoint:
+            return
+        if self.context.is_main:
+            (self.folder / HISTORY).unlink(missing_ok=True)
+        if (self.folder / resume.FILE).is_file():
+            self._say(f"{self.folder / resume.FILE} is not used and will be replaced: --resume auto goes on from there")
+        if self.options.checkpoint:
             self.place.epoch = load_published(self.trainer, Path(self.options.checkpoint)) + 1
             self._say(f"resume checkpoint from {self.options.checkpoint}")
 

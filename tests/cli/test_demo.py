@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerFast
 
 from blip_fast.cli.demo import command
 from blip_fast.data.pretrain import PairRecord
+from blip_fast.models import BlipCaptioner, BlipPretrain
 from blip_fast.report.demo import demo_page
-from blip_fast.tasks.demo import BATCH_SIZE, BlipCaptioner, BlipPretrain, run_demo
+from blip_fast.tasks.demo import BATCH_SIZE, run_demo
 
 STEPS = 4
 

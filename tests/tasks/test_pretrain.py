@@ -83,6 +83,17 @@ def test_losses_are_named_as_in_the_published_log(folder: Path) -> None:
     assert all(loss.requires_grad for loss in losses.values())
 
 
+def test_samples_are_captions_of_the_first_pictures(folder: Path) -> None:
+    pretraining = task(folder)
+    model = pretraining.build_model().eval()
+    assert pretraining.samples(model) == []
+    pretraining.train_data()
+    (folder / "first1.png").write_text("no picture")
+    found = pretraining.samples(model)
+    assert [sample["in the training data"] for sample in found] == ["first 0", "second 0", "second 1"]
+    assert all(Path(sample["picture"]).is_file() and isinstance(sample["generated"], str) for sample in found)
+
+
 def test_batches_of_fixed_shape_have_the_same_losses(folder: Path) -> None:
     pretraining = task(folder, batch_size=4)
     model = pretraining.build_model().eval()

@@ -100,6 +100,10 @@ class ToyTask(Task[ToySettings, ToyBatch]):
         self.evaluated.append((split, epoch))
         return self.metrics.pop(0)
 
+    def samples(self, model: nn.Module) -> list[dict[str, Any]]:
+        layers: nn.Module = model.layers  # type: ignore[assignment]
+        return [{"of ones": layers(torch.ones(1, 4)).item()}]
+
 
 def toy(folder: Path, metrics: Sequence[Metrics] = (), routine: Routine | None = None, **settings: Any) -> ToyTask:
     """A task whose run writes to ``folder``."""

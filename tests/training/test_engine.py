@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from blip_fast.tasks.base import Routine
@@ -182,6 +183,16 @@ def test_a_checkpoint_goes_on_after_its_epoch(tmp_path: Path) -> None:
     assert torch.load(tmp_path / LAST, weights_only=True)["optimizer"]["state"][0]["step"] == 18
 
 
+def test_a_new_run_says_that_it_forgets_the_old_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(toy(tmp_path, max_epoch=1))
+    again = toy(tmp_path, max_epoch=1)
+    again.context = dataclasses.replace(again.context, console=Console(width=300))
+    run(again)
+    assert "resume.pth is not used and will be replaced: --resume auto goes on from there" in capsys.readouterr().out
+    assert len(log_lines(tmp_path)) == 2  # as published, log.txt is appended to
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 1
+
+
 def test_other_batches_go_on_at_the_same_sample(tmp_path: Path) -> None:
     task = toy(tmp_path, save_every_steps=4)
     interrupt_at(task, 4, crash)
@@ -242,6 +253,14 @@ def test_what_cannot_be_gone_on_from_is_named(tmp_path: Path) -> None:
     (tmp_path / resume.FILE).write_bytes(b"no checkpoint")
     with pytest.raises(ValueError, match=r"damaged, or no checkpoint|no checkpoint of tensors"):
         run(toy(tmp_path), resume="auto")
+
+
+def test_samples_are_written_at_the_end(tmp_path: Path) -> None:
+    task = toy(tmp_path)
+    run(task)
+    model = task.build_model().eval()
+    model.load_state_dict(weights(tmp_path / LAST))
+    assert json.loads((tmp_path / "samples.json").read_text()) == task.samples(model)
 
 
 def test_a_profile_is_a_trace(tmp_path: Path) -> None:

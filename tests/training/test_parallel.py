@@ -200,6 +200,8 @@ def test_runs_go_on_to_the_same_bits(two_ranks: Any) -> None:
         states[strategy] = whole["model"]
         logs = [(folder / strategy / name / "log.txt").read_text().splitlines() for name in ("whole", "parts")]
         assert logs[0][-1] == logs[1][-1]
+        samples = [(folder / strategy / name / "samples.json").read_text() for name in ("whole", "parts")]
+        assert samples[0] == samples[1] != "[]"
     for name, tensor in states["ddp"].items():
         torch.testing.assert_close(states["fsdp"][name], tensor, rtol=1e-6, atol=1e-6, msg=name)
 

@@ -7,9 +7,11 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from blip_fast.data.packing import pad_lists
 from blip_fast.data.pretrain import PretrainData
+from blip_fast.models import BlipCaptioner, BlipPretrain
 from blip_fast.tasks.metrics.recalls import image_ranks
 
 
@@ -86,3 +88,18 @@ def recalls(scores: Tensor) -> dict[str, float]:
         "img_r1": recall_at(scores.T, 1),
         "img_r5": recall_at(scores.T, 5),
     }
+
+
+def caption_ids(model: BlipPretrain, images: Tensor, max_tokens: int) -> Tensor:
+    """Captions (N, <= max_tokens) of images, [DEC] first, by the decoder of a pre-trained model (beam search)."""
+    captioner = BlipCaptioner(model.config).to(images.device).eval()
+    # not the state_dict: that of a sharded model is sharded even where its weights are whole
+    state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    captioner.load_state_dict({name: state[name] for name in captioner.state_dict()})
+    start = torch.tensor([model.config.dec_token_id])
+    return captioner.generate_ids(images, start, num_beams=3, max_length=max_tokens, min_length=2)
+
+
+def decode_caption(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> str:
+    """Text of ids (n) without special tokens; hyphens stand between their words as they do in the captions."""
+    return tokenizer.decode(ids, skip_special_tokens=True).replace(" - ", "-")
