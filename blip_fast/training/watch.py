@@ -42,7 +42,9 @@ class Watch:
         self._progress: TrainingProgress | None = None
         self._board = self._open_board(first_step) if self.context.is_main and self.settings.tensorboard else None
         self._profiler = self._make_profiler() if profile else None
-        self._counts = self.context.is_main and not self.settings.compile
+        # Under a dispatch mode torch takes other kernels for linear layers, which differ in the last bit: the step that is
+        # counted must be the same one whether or not the run has been resumed.
+        self._counts = self.context.is_main and not self.settings.compile and first_step == 0
 
     def __enter__(self) -> Watch:
         if self._profiler is not None:
@@ -83,7 +85,7 @@ class Watch:
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
-        """Around every step. FLOPs of the run's first one are counted, unless it is compiled; results do not change."""
+        """Around every step. FLOPs of the run's very first one are counted, unless it is compiled."""
         if not self._counts or self._progress is None:
             yield
             return
