@@ -21,7 +21,6 @@ from blip_fast.models import BlipCaptioner, BlipPretrain, BlipRetrieval
 from blip_fast.tasks.base import RunContext
 from blip_fast.tasks.captions import CaptionTask
 from blip_fast.tasks.demo import train_demo
-from blip_fast.tasks.evaluation.nearest import copied_captions
 from blip_fast.tasks.evaluation.pairs import caption_ids, decode_caption
 from blip_fast.tasks.evaluation.retrieval import retrieval_scores
 from blip_fast.tasks.metrics.captions import caption_scores
