@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blip_fast import models, reference
 from blip_fast.config import BlipConfig
@@ -86,12 +86,28 @@ class Captioners:
 
     def bytes_read(self) -> int:
         """Weights of the decoder's layers and head, read once per step; those of image keys and values once."""
+        layers, projections, head = self.decoder_weights()
+        return 4 * (STEPS * (layers + head) + projections)
+
+    def flops(self, batch: int, beams: int) -> int:
+        """Image encoder, keys and values once per image, prompt once per image, then ``beams`` tokens per step."""
+        config = self.config
+        tokens = (config.image_size // config.vit_patch) ** 2 + 1
+        layers, projections, head = self.decoder_weights()
+        encoder = (
+            2 * tokens * _weights(self.fast.visual_encoder.blocks) + 4 * tokens**2 * config.vit_width * config.vit_depth
+        )
+        read = len(PROMPT) - 1 + (STEPS - 1) * beams  # tokens
+        seen = 4 * tokens * config.text_width * config.text_layers
+        predicted = 1 + (STEPS - 1) * beams
+        return batch * (encoder + 2 * tokens * projections + read * (2 * layers + seen) + predicted * 2 * head)
+
+    def decoder_weights(self) -> tuple[int, int, int]:
+        """How many weights the decoder's layers have, without and only those of image keys and values; and the head."""
         decoder = self.fast.text_decoder
-        once = [layer.crossattention.self for layer in decoder.bert.encoder.layer]
-        projections = sum(part.weight.nbytes for module in once for part in (module.key, module.value))
-        embeddings = decoder.bert.embeddings.position_embeddings.weight.nbytes
-        everything = sum(parameter.nbytes for parameter in decoder.parameters())
-        return STEPS * (everything - projections - embeddings) + projections
+        modules = [layer.crossattention.self for layer in decoder.bert.encoder.layer]
+        projections = sum(part.weight.numel() for module in modules for part in (module.key, module.value))
+        return _weights(decoder.bert.encoder) - projections, projections, _weights(decoder.cls)
 
 
 def cases(setting: Setting) -> Iterable[Case]:
@@ -119,6 +135,7 @@ def cases(setting: Setting) -> Iterable[Case]:
                 Variant("blip_fast", captioners.run_ours(captioners.fast, beams), role="ours"),
             ],
             tolerance=0,
+            flops=captioners.flops(batch, beams),
             aims=[Aim(aim, over="transformers")],
             items=(batch, "images"),
             input_sets=2,
@@ -131,6 +148,7 @@ def cases(setting: Setting) -> Iterable[Case]:
             Variant("blip_fast", captioners.run_ours(captioners.fast, 3), role="ours"),
         ],
         tolerance=0,
+        flops=captioners.flops(1, 3),
         aims=[Aim(published, over="reference")],
         items=(1, "images"),
         input_sets=2,
@@ -153,6 +171,10 @@ def cases(setting: Setting) -> Iterable[Case]:
 
 def _random(shape: tuple[int, ...], seed: int, device: torch.device) -> Tensor:
     return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device)
+
+
+def _weights(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() == 2)
 
 
 def _search(beams: int) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from blip_fast.capfilt.settings import ScoreSettings
 from blip_fast.generation import Options, generate, prompts_of
 from blip_fast.models import BlipCaptioner
+from blip_fast.models.captioner import without_prompts
 
 
 def sample_seed(seed: int, key: str) -> int:
@@ -22,7 +22,6 @@ def sample_seed(seed: int, key: str) -> int:
 
 def sample_captions(
     captioner: BlipCaptioner,
-    tokenizer: PreTrainedTokenizerBase,
     states: Tensor,
     seeds: Sequence[int],
     settings: ScoreSettings,
@@ -37,10 +36,9 @@ def sample_captions(
         num_return_sequences=settings.num_captions,
         seed=seeds,
     )
-    prompt = torch.tensor(tokenizer(settings.prompt).input_ids, device=states.device)
+    prompt = torch.tensor(captioner.tokenizer(settings.prompt).input_ids, device=states.device)
     prompts = prompts_of(prompt, len(states), captioner.config)
     generated = generate(captioner.text_decoder, states, prompts, options, captioner.config)
-    texts = tokenizer.batch_decode(generated.ids, skip_special_tokens=True)
-    captions = [text[len(settings.prompt) :].strip() for text in texts]
+    captions = without_prompts(captioner.tokenizer, generated, [settings.prompt] * len(generated.ids))
     each = settings.num_captions
     return [captions[image * each : (image + 1) * each] for image in range(len(seeds))]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from blip_fast.data.packing import PackedTexts, pack
 from blip_fast.models import BlipITM
@@ -14,10 +13,10 @@ from blip_fast.models.text import AttentionDropout, LookAt, encoder_stream, run_
 MAX_TOKENS = 35  # published for retrieval
 
 
-def pack_strings(tokenizer: PreTrainedTokenizerBase, texts: list[str], model: BlipITM) -> PackedTexts:
+def pack_strings(model: BlipITM, texts: list[str]) -> PackedTexts:
     """Texts as the filter reads them, [CLS] first, cut at 35 tokens."""
     limit = min(MAX_TOKENS, model.config.max_position_embeddings)
-    tokens = tokenizer(texts, padding="longest", truncation=True, max_length=limit, return_tensors="pt")
+    tokens = model.tokenizer(texts, padding="longest", truncation=True, max_length=limit, return_tensors="pt")
     device = model.itm_head.weight.device
     return pack(tokens.input_ids.to(device), tokens.attention_mask)  # the mask stays where lengths are read
 
@@ -41,5 +40,5 @@ def match_probabilities(model: BlipITM, states: Tensor, texts: PackedTexts, imag
     texts = texts.with_first_token(model.config.enc_token_id)
     dropout = AttentionDropout(0.0, states.device)
     stream = encoder_stream(model.text_encoder, texts, image_of_text)
-    (first,) = run_layers(model.text_encoder.encoder.layer, [stream], dropout, LookAt(states, dropout))
+    (first,) = run_layers(model.text_encoder.encoder.layer, [stream], dropout, LookAt(states))
     return model.itm_head(first).float().softmax(dim=-1)[:, 1]

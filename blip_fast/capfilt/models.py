@@ -6,14 +6,10 @@ import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from blip_fast.checkpoints.huggingface import TOKENIZER_CONFIG
-from blip_fast.data.tokens import cached_tokenizer
 from blip_fast.models import BlipCaptioner, BlipITM
 from blip_fast.models.vit import image_states
 
@@ -27,14 +23,11 @@ class CapFiltModels:
 
     Attributes:
         captioner, filter: in eval mode, on one device.
-        captioner_tokenizer, filter_tokenizer: of each one's vocabulary.
         shared: whether both image encoders have equal weights and sizes; then they are one module and run once.
     """
 
     captioner: BlipCaptioner
     filter: BlipITM
-    captioner_tokenizer: PreTrainedTokenizerBase
-    filter_tokenizer: PreTrainedTokenizerBase
     shared: bool
 
     @property
@@ -67,32 +60,19 @@ class CapFiltModels:
 
 def load_models(captioner: str, filter_: str, device: torch.device) -> CapFiltModels:
     """Load both models; see ``from_pretrained`` for what a checkpoint may be. Raises ValueError, FileNotFoundError."""
-    return join_models(
-        BlipCaptioner.from_pretrained(captioner).to(device),
-        BlipITM.from_pretrained(filter_).to(device),
-        tokenizer_of(captioner),
-        tokenizer_of(filter_),
-    )
+    return join_models(BlipCaptioner.from_pretrained(captioner).to(device), BlipITM.from_pretrained(filter_).to(device))
 
 
-def join_models(
-    captioner: BlipCaptioner,
-    filter_: BlipITM,
-    captioner_tokenizer: PreTrainedTokenizerBase,
-    filter_tokenizer: PreTrainedTokenizerBase,
-) -> CapFiltModels:
-    """Put models that are in memory together. Raises ValueError where a tokenizer does not fit its model."""
-    for name, model, tokenizer in (
-        ("captioner", captioner, captioner_tokenizer),
-        ("filter", filter_, filter_tokenizer),
-    ):
-        if len(tokenizer) != model.config.vocab_size:
-            raise ValueError(f"{name} has vocab_size={model.config.vocab_size} and its tokenizer {len(tokenizer)} entries; "
-                             "expected a checkpoint folder that holds the right tokenizer")  # fmt: skip
+def join_models(captioner: BlipCaptioner, filter_: BlipITM) -> CapFiltModels:
+    """Put models that are in memory together. Raises ValueError where one has no tokenizer of its vocabulary."""
+    for name, model in (("captioner", captioner), ("filter", filter_)):
+        if len(model.tokenizer) != model.config.vocab_size:
+            raise ValueError(f"{name} has vocab_size={model.config.vocab_size} and a tokenizer of {len(model.tokenizer)} "
+                             "entries; expected as many")  # fmt: skip
     shared = same_encoders(captioner, filter_)
     if shared:
         filter_.visual_encoder = captioner.visual_encoder
-    return CapFiltModels(captioner.eval(), filter_.eval(), captioner_tokenizer, filter_tokenizer, shared)
+    return CapFiltModels(captioner.eval(), filter_.eval(), shared)
 
 
 def same_encoders(first: BlipCaptioner, second: BlipITM) -> bool:
@@ -103,13 +83,6 @@ def same_encoders(first: BlipCaptioner, second: BlipITM) -> bool:
     return ours.keys() == theirs.keys() and all(
         ours[name].shape == theirs[name].shape and torch.equal(ours[name], theirs[name]) for name in ours
     )
-
-
-def tokenizer_of(source: str) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a checkpoint, or BLIP's own where there is none."""
-    if (Path(source) / TOKENIZER_CONFIG).is_file():
-        return PreTrainedTokenizerFast.from_pretrained(source, local_files_only=True)
-    return cached_tokenizer()
 
 
 def precision(device: torch.device, bfloat16: bool) -> contextlib.AbstractContextManager[object]:

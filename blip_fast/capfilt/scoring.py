@@ -87,8 +87,7 @@ class UnitScorer:
         """Caption images (B, 3, S, S), one tensor for each encoder, and score web and synthetic texts."""
         states, filter_states = self.models.encode(images)
         seeds = [sample_seed(self.settings.seed, sample.key) for sample in samples]
-        tokenizer = self.models.captioner_tokenizer
-        captions = sample_captions(self.models.captioner, tokenizer, states, seeds, self.settings)
+        captions = sample_captions(self.models.captioner, states, seeds, self.settings)
         records = [
             {
                 "key": sample.key,
@@ -139,7 +138,7 @@ class UnitScorer:
         """Texts as the filter reads them, and the image of each."""
         strings = [clean(text["text"], self.settings.max_words) for _, text in texts]
         image_of_text = torch.tensor([image for image, _ in texts], device=self.device)
-        return pack_strings(self.models.filter_tokenizer, strings, self.models.filter), image_of_text
+        return pack_strings(self.models.filter, strings), image_of_text
 
 
 def ahead(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import socket
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,7 @@ PUBLISHED_NAMES = (
     "model_base_nlvr",
 )
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in order of preference
+_TIMEOUT = 20.0  # seconds without any answer
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
@@ -88,7 +90,12 @@ def _download(address: str) -> Path:
     target = Path(torch.hub.get_dir()) / "checkpoints" / name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(address, str(target))
+        before = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(_TIMEOUT)  # torch has none: where a firewall drops packets it would wait for ever
+        try:
+            torch.hub.download_url_to_file(address, str(target))
+        finally:
+            socket.setdefaulttimeout(before)
     return target
 
 

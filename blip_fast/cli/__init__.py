@@ -8,18 +8,18 @@ import click
 
 COMMANDS = {
     "bench": "Run the benchmarks, compare results, and make a page of them.",
-    "caption": "Write captions for images: files, folders, patterns, lists, webdataset shards.",
     "capfilt": "Caption and filter a noisy web set (CapFilt).",
+    "caption": "Write captions for images: files, folders, patterns, lists, webdataset shards.",
     "convert": "Convert checkpoints between the published, safetensors and Hugging Face formats.",
     "data": "Make data sets to train on.",
     "demo": "Train a small BLIP on bundled pictures and write a report.",
-    "report": "Write a page about a training run.",
-    "train": "Run a published program: pretrain, retrieval, caption, vqa, nlvr, nocaps, retrieval_video.",
-    "train-demo": "Pre-train and fine-tune a small BLIP on 2,743 emoji, half an hour on 2 cores, and report.",
     "doctor": "Show which backends work on this machine, and why the others do not.",
     "features": "Write features of images, texts or both to a safetensors file.",
     "match": "Tell how well texts match an image.",
+    "report": "Write a page about a training run.",
     "serve": "Open a page for captions, questions and matches with heat maps.",
+    "train": "Run a published program: pretrain, retrieval, caption, vqa, nlvr, nocaps, retrieval_video.",
+    "train-demo": "Pre-train and fine-tune a small BLIP on 2,743 emoji, half an hour on 2 cores, and report.",
     "vqa": "Answer questions about an image.",
 }
 

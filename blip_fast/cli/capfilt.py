@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -118,12 +119,12 @@ def report(folder: Path, image_root: Path | None) -> None:
 @click.option(
     "--steps",
     type=click.IntRange(1),
-    default=1400,
+    default=500,
     show_default=True,
     help="Of each pre-training.",
 )
 @click.option(
-    "--finetune-steps", type=click.IntRange(1), default=350, show_default=True, help="Of captioner and of filter."
+    "--finetune-steps", type=click.IntRange(1), default=100, show_default=True, help="Of captioner and of filter."
 )
 def demo(data: Path, output: Path, seeds: int, steps: int, finetune_steps: int) -> None:
     """Try the claim of the paper's Table 1 on the drawings in DATA, in about an hour on 2 cores.
@@ -172,9 +173,14 @@ def run(settings: CapFiltSettings, runner: Any, ray_workers: int, console: Conso
     """Do it, with a line per unit, and print what came out."""
     from blip_fast.capfilt.runner import run_capfilt
 
+    last = time.perf_counter()
+
     def on_unit(unit: Any, counts: dict[str, Any]) -> None:
-        samples = counts["samples"]
-        console.print(f"unit {unit.name}: {samples['in']} samples, {samples['scored']} scored", highlight=False)
+        nonlocal last
+        samples, (began, last) = counts["samples"], (last, time.perf_counter())
+        rate = samples["in"] / (last - began)
+        line = f"unit {unit.name}: {samples['in']} samples, {samples['scored']} scored, {rate:.1f} samples/s"
+        console.print(line, highlight=False)
 
     try:
         manifest = run_capfilt(settings, runner, ray_workers, on_unit=on_unit)

@@ -19,12 +19,18 @@ if TYPE_CHECKING:
     Model = TypeVar("Model", bound=PretrainedModel)
 
 EXIT_WITH_PROBLEMS = 3  # the run is complete, but for inputs that could not be read
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
 _MODEL_OPTIONS = (
     click.option("--checkpoint", help="File, folder, published name or Hugging Face id; by default the published one."),
     click.option("--device", default=None, help="torch device; by default cuda where there is one, else cpu."),
-    click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True),
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="fp32",
+        show_default=True,
+        help="int8: weights, for captions and answers on a CPU.",
+    ),
 )
 _INPUT_OPTIONS = (
     click.option("--allow-remote", is_flag=True, help="Fetch http and https addresses among the inputs."),

@@ -35,6 +35,7 @@ def make_loader(
         pin_memory=torch.device(device).type == "cuda",
         worker_init_fn=start_worker,
         prefetch_factor=prefetch if workers else None,
+        generator=torch.Generator(),  # for seeds that nothing here depends on: the model's generator stays as it is
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from blip_fast.checkpoints.heads import HEADS
 from blip_fast.checkpoints.pretrained import PretrainedModel
 from blip_fast.checkpoints.sources import locate
+from blip_fast.generation import to_int8
 
 PUBLISHED = {
     "caption": "model_base_caption_capfilt_large",
@@ -18,8 +19,8 @@ PUBLISHED = {
     "features": "model_base",
 }
 DEMO_FOLDER = Path("demo/model")  # where `blip-fast demo` leaves its model
-Precision = Literal["fp32", "bf16", "fp16"]
-PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+_DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Model = TypeVar("Model", bound=PretrainedModel)
 
@@ -50,6 +51,8 @@ def choose_checkpoint(head: str, checkpoint: str | None) -> tuple[str, str | Non
 def load_model(model_class: type[Model], checkpoint: str, device: torch.device, precision: Precision = "fp32") -> Model:
     """A model of this class from a checkpoint that was trained for its task.
 
+    Precision "int8" is for captions and answers on a CPU, see :func:`to_int8 <blip_fast.generation.int8.to_int8>`.
+
     Raises what ``from_pretrained`` raises, and ValueError where parts of the model are untrained.
     """
     model = model_class.from_pretrained(checkpoint)
@@ -57,4 +60,5 @@ def load_model(model_class: type[Model], checkpoint: str, device: torch.device, 
     if model_class.head == "vqa" and model.trained_head != "vqa":
         found = f"a checkpoint of {HEADS[model.trained_head].class_name}" if model.trained_head else "of no known head"
         raise ValueError(f"{checkpoint} is {found} and has not learned to answer questions; expected one of BlipVQA")
-    return model.to(device, PRECISIONS[precision])
+    model = model.to(device, _DTYPES.get(precision, torch.float32))
+    return to_int8(model) if precision == "int8" else model

@@ -23,6 +23,7 @@ from blip_fast.ops import (
     linear_cross_entropy,
     packed_self_attention,
 )
+from blip_fast.ops.linear import linear_layer
 from blip_fast.reference.decoder import TextDecoder
 from blip_fast.reference.recompute import recomputed
 from blip_fast.reference.row_groups import RowGroups
@@ -179,14 +180,15 @@ class LayerStep:
         joined = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.look is not None and self.layout is not None:
             joined = self.look(layer, joined, self.layout, dropout)
-        return list(residual_output(layer.output, layer.intermediate(joined), joined, dropout).split(sizes))
+        thought = linear_layer(layer.intermediate.dense, joined, gelu=True)
+        return list(residual_output(layer.output, thought, joined, dropout).split(sizes))
 
 
 def self_attention(module: TextAttention, stream: Stream, hidden: Tensor, dropout: AttentionDropout) -> Tensor:
     """Self-attention sub-layer for all tokens, hidden (T, width) -> (T, width)."""
     query, key, value = (
-        split_heads(linear(hidden), module.self.heads)
-        for linear in (module.self.query, module.self.key, module.self.value)
+        split_heads(linear_layer(part, hidden), module.self.heads)
+        for part in (module.self.query, module.self.key, module.self.value)
     )
     texts = stream.texts
     attended = packed_self_attention(
@@ -201,9 +203,10 @@ def self_attention_first(module: TextAttention, stream: Stream, hidden: Tensor, 
     One query a text: keys and values are padded for torch's dense attention.
     """
     first = hidden.index_select(0, stream.texts.first_rows)
-    query = split_heads(module.self.query(first), module.self.heads)[:, :, None]
+    query = split_heads(linear_layer(module.self.query, first), module.self.heads)[:, :, None]
     key, value = (
-        stream.pad(split_heads(linear(hidden), module.self.heads)) for linear in (module.self.key, module.self.value)
+        stream.pad(split_heads(linear_layer(part, hidden), module.self.heads))
+        for part in (module.self.key, module.self.value)
     )
     mask = stream.texts.padded_mask()[:, None, None]
     attended = F.scaled_dot_product_attention(query, key, value, mask, dropout.probability)
@@ -215,7 +218,7 @@ def residual_output(module: ResidualOutput, hidden: Tensor, residual: Tensor, dr
     norm, probability = module.LayerNorm, module.dropout.p if module.training else 0.0
     numbers = dropout.draw() if probability > 0 else {}
     return dropout_add_layer_norm(
-        module.dense(hidden), residual, norm.weight, norm.bias, norm.eps, probability, **numbers
+        linear_layer(module.dense, hidden), residual, norm.weight, norm.bias, norm.eps, probability, **numbers
     )
 
 
@@ -275,9 +278,8 @@ def attend_states(
 ) -> Tensor:
     """Attention of rows (R, width) to states (B, L, state_width), whose keys and values are projected once: (R, width)."""
     attended = cross_attention(
-        split_heads(module.query(hidden), module.heads),
-        key_value(module, states),
-        None,
+        split_heads(linear_layer(module.query, hidden), module.heads),
+        *key_value(module, states),
         layout.cu_seqlens,
         layout.image_of_text,
         image_lengths=lengths,
@@ -287,11 +289,17 @@ def attend_states(
     return attended.flatten(1)
 
 
-def key_value(module: AttentionCore, states: Tensor) -> Tensor:
-    """Keys and values (B, L, 2, H, D) of states (B, L, state_width) in one product: their gradient is one tensor too."""
+def key_value(module: AttentionCore, states: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Keys and values of states (B, L, state_width), (B, L, H, D) each; with gradient as one tensor (B, L, 2, H, D).
+
+    One product with joined weights has one gradient; without gradient the copies of the weights would be for nothing.
+    """
+    if not torch.is_grad_enabled():
+        key, value = (split_heads(linear_layer(part, states), module.heads) for part in (module.key, module.value))
+        return key, value
     weight = torch.cat([module.key.weight, module.value.weight])
     bias = torch.cat([module.key.bias, module.value.bias])
-    return F.linear(states, weight, bias).unflatten(-1, (2, module.heads, -1))
+    return F.linear(states, weight, bias).unflatten(-1, (2, module.heads, -1)), None
 
 
 def split_heads(states: Tensor, heads: int) -> Tensor:

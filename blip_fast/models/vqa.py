@@ -136,10 +136,14 @@ class BlipVQA(ReferenceVQA):
         k: int = 128,
     ) -> Ranking:
         """Choose among candidates (C, M): the k with the likeliest first token, then the lowest loss of the answer."""
-        batch, k = len(image), min(k, len(candidate_ids))
         states, lengths = self.packed_question_states(image, question_ids, question_mask)
-        start = pack(question_ids.new_full((batch, 1), self.config.dec_token_id))
-        questions = torch.arange(batch, device=image.device)
+        return self._rank(states, lengths, candidate_ids, candidate_mask, k)
+
+    def _rank(self, states: Tensor, lengths: Tensor, candidate_ids: Tensor, candidate_mask: Tensor, k: int) -> Ranking:
+        """Candidates (C, M) for questions of states (B, N, text_width)."""
+        batch, k = len(states), min(k, len(candidate_ids))
+        start = pack(candidate_ids.new_full((batch, 1), self.config.dec_token_id))
+        questions = torch.arange(batch, device=states.device)
         hidden = self._decode(start, states, lengths, questions)
         probabilities = self.text_decoder.cls(hidden).softmax(dim=1).index_select(1, candidate_ids[:, 1])
         kept = probabilities.topk(k, dim=1).indices
@@ -167,12 +171,12 @@ class BlipVQA(ReferenceVQA):
         answer_ids, answer_mask = tokenize(candidates, "answer", self.tokenizer)
         question_ids, question_mask = (part.cpu() for part in self.tokenize_questions(list(questions), images))
         question_ids, answer_ids = question_ids.to(images.device), answer_ids.to(images.device)
-        best = self.rank_ids(images, question_ids, question_mask, answer_ids, answer_mask, k).best
-        texts = [strings_of(candidates)[index] for index in best.tolist()]
-        if not return_scores:
-            return texts
         with torch.no_grad():
             states, lengths = self.packed_question_states(images, question_ids, question_mask)
+            best = self._rank(states, lengths, answer_ids, answer_mask, k).best
+            texts = [strings_of(candidates)[index] for index in best.tolist()]
+            if not return_scores:
+                return texts
             chosen = (answer_ids[best], answer_mask[best.to(answer_mask.device)])
             return self._answer_logprobs(*chosen, states, lengths).with_texts(texts)
 

@@ -132,6 +132,10 @@ class Task(Generic[SettingsT, Batch]):
         """The batch with its tensors on the device; masks stay on the CPU, where text lengths are read."""
         return to_device(batch, self.context.device)
 
+    def fixed_shape(self, batch: Batch) -> Batch:
+        """The batch in one of a few shapes, and without what is no tensor, for CUDA graphs. Not for every program."""
+        raise ValueError(f"cuda_graph=True is not for {self.name}, whose batches have too many shapes; expected False")
+
     def losses(self, model: nn.Module, batch: Batch, alpha: float) -> dict[str, Tensor]:
         """Losses (scalars with gradient) of a batch on the device, named and ordered as in log.txt; the engine sums them.
 

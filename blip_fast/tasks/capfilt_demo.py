@@ -30,6 +30,7 @@ from blip_fast.data.transforms import eval_transform
 from blip_fast.models import BlipPretrain
 from blip_fast.tasks.base import RunContext
 from blip_fast.tasks.demo import few_threads, train_demo
+from blip_fast.tasks.metrics.exact import exact_matches
 from blip_fast.tasks.metrics.filtering import roc_auc
 from blip_fast.tasks.small import (
     SmallSizes,
@@ -38,7 +39,6 @@ from blip_fast.tasks.small import (
     finetune_filter,
     nearest_caption_scores,
     pretrain_task,
-    same_words,
 )
 from blip_fast.training.seeding import deterministic_algorithms, seed_everything
 
@@ -67,8 +67,8 @@ class CapFiltDemoSettings:
 
     data: Path
     output: Path
-    steps: int = 1400
-    finetune_steps: int = 350
+    steps: int = 500
+    finetune_steps: int = 100
     clean_share: float = 0.25
     sizes: SmallSizes = dataclasses.field(default_factory=SmallSizes)
 
@@ -263,7 +263,7 @@ def filter_metrics(records: list[Record], web: list[WebPair]) -> dict[str, float
 def caption_metrics(records: list[Record], web: list[WebPair]) -> dict[str, float]:
     """How many synthetic captions are the true one to the word, before and after the filter."""
     pairs = zip(records, web, strict=True)
-    exact = torch.tensor([same_words(record["synthetic"][0]["text"], pair.caption) for record, pair in pairs]).double()
+    exact = torch.tensor([exact_matches({0: one["synthetic"][0]["text"]}, {0: [pair.caption]}) for one, pair in pairs])
     kept = torch.tensor([record["synthetic"][0]["kept"] for record in records])
     return {
         "exact": float(exact.mean()),

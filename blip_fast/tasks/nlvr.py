@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -11,7 +11,6 @@ from blip_fast.data.nlvr import NLVRBatch, NLVRData
 from blip_fast.models import BlipNLVR
 from blip_fast.tasks.base import Metrics, Routine, Split
 from blip_fast.tasks.evaluation.nlvr import accuracy
-from blip_fast.tasks.evaluation.shards import padded_shard
 from blip_fast.tasks.pictures import evaluation_pictures, training_pictures
 from blip_fast.tasks.program import FineTuning
 from blip_fast.training.settings import NLVRSettings
@@ -22,8 +21,8 @@ _FILES = {"train": "nlvr_train.json", "val": "nlvr_dev.json", "test": "nlvr_test
 class NLVRTask(FineTuning[NLVRSettings, NLVRBatch]):
     """Classification of sentences; judged by accuracy.
 
-    With ``numerics: published`` pairs change sides at random in validation and test, and samples that fill up the last
-    round of ranks count twice. With ``sane`` each sample counts once, as it is written.
+    With ``numerics: published`` pairs change sides at random in validation and test too, with ``sane`` they stay as written.
+    Each sample counts once; in the published program those that fill up the last round of ranks count twice.
     """
 
     name = "nlvr"
@@ -54,8 +53,10 @@ class NLVRTask(FineTuning[NLVRSettings, NLVRBatch]):
     def losses(self, model: nn.Module, batch: NLVRBatch, alpha: float) -> dict[str, Tensor]:
         return {"loss": model(batch.image_pairs, batch.texts, None, batch.labels).loss}
 
-    def evaluate(self, model: nn.Module, split: Split, epoch: int | None) -> Metrics:
-        data = NLVRData(
+    @functools.cache  # noqa: B019  (a task lives as long as its run)
+    def eval_data(self, split: Split) -> NLVRData:
+        """Sentences of a split."""
+        return NLVRData(
             [self.annotation(_FILES[split])],
             self.settings.image_root,
             evaluation_pictures(self.settings),
@@ -63,9 +64,6 @@ class NLVRTask(FineTuning[NLVRSettings, NLVRBatch]):
             bad=self.bad,
             on_broken="blank",
         )
-        return {"acc": accuracy(model, self.batches(data, self.settings.batch_size_test, self.own_shard(data)))}
 
-    def own_shard(self, data: NLVRData) -> Sequence[int]:
-        if self.settings.numerics == "published":
-            return padded_shard(len(data), self.context.rank, self.context.world_size)
-        return super().own_shard(data)
+    def evaluate(self, model: nn.Module, split: Split, epoch: int | None) -> Metrics:
+        return {"acc": accuracy(model, self.batches(self.eval_data(split), self.settings.batch_size_test))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from blip_fast.tasks.base import Metrics, Routine, Split, Task
 from blip_fast.tasks.pictures import training_pictures
 from blip_fast.training.schedules import alpha_ramp, pretrain_lr
 from blip_fast.training.settings import PretrainSettings
+
+_ROOM = 2
 
 
 class PretrainTask(Task[PretrainSettings, PretrainBatch]):
@@ -59,6 +62,13 @@ class PretrainTask(Task[PretrainSettings, PretrainBatch]):
     @property
     def batch_size(self) -> int:
         return self.settings.batch_size
+
+    def fixed_shape(self, batch: PretrainBatch) -> PretrainBatch:
+        """Room for whole numbers of ``_ROOM`` tokens a text on average, and for the longest text a multiple of 16."""
+        texts = batch.texts
+        room, longest = _ROOM * len(texts), -(-texts.max_length // 16) * 16
+        rows = -(-texts.input_ids.shape[0] // room) * room
+        return dataclasses.replace(batch, texts=texts.with_capacity(rows, longest), captions=(), broken=())
 
     def losses(self, model: nn.Module, batch: PretrainBatch, alpha: float) -> dict[str, Tensor]:
         output = model(batch.images, batch.texts, alpha=alpha)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from blip_fast.checkpoints import load_state
@@ -21,8 +20,10 @@ from blip_fast.models import BlipCaptioner, BlipPretrain, BlipRetrieval
 from blip_fast.tasks.base import RunContext
 from blip_fast.tasks.captions import CaptionTask
 from blip_fast.tasks.demo import caption_ids, decode_caption, train_demo
+from blip_fast.tasks.evaluation.nearest import copied_captions
 from blip_fast.tasks.evaluation.retrieval import retrieval_scores
-from blip_fast.tasks.metrics.captions import caption_scores
+from blip_fast.tasks.metrics.captions import ImageId, caption_scores
+from blip_fast.tasks.metrics.exact import exact_matches
 from blip_fast.tasks.metrics.recalls import retrieval_metrics
 from blip_fast.tasks.pretrain import PretrainTask
 from blip_fast.tasks.retrieval import RetrievalTask
@@ -40,9 +41,9 @@ class SmallSizes:
     image_size: int = 64
     patch: int = 8
     max_tokens: int = 24
-    batch_size: int = 32
-    queue_size: int = 512
-    lr: float = 1e-3
+    batch_size: int = 64
+    queue_size: int = 256
+    lr: float = 1.5e-3
     finetune_lr: float = 3e-4
 
     def config(self, vocab_size: int) -> BlipConfig:
@@ -198,23 +199,14 @@ def evaluate_held_out(
 
 
 def score_captions(written: list[str], true: list[str]) -> dict[str, float]:
-    """CIDEr and share of captions that are the true one to the word, both in per cent."""
-    scores = caption_scores(dict(enumerate(written)), {n: [text] for n, text in enumerate(true)}, use_java=False)
-    exact = [same_words(*texts) for texts in zip(written, true, strict=True)]
-    return {"CIDEr": 100 * scores.metrics["CIDEr"], "exact": 100 * sum(exact) / len(exact)}
+    """CIDEr and share of captions that are right to the word, both in per cent."""
+    captions: dict[ImageId, str] = dict(enumerate(written))
+    references: dict[ImageId, list[str]] = {number: [text] for number, text in enumerate(true)}
+    scores = caption_scores(captions, references, use_java=False)
+    return {"CIDEr": 100 * scores.metrics["CIDEr"], "exact": 100 * exact_matches(captions, references)}
 
 
 def nearest_caption_scores(known: PretrainData, held_out: PretrainData) -> dict[str, float]:
     """Scores of captions copied from the nearest known picture, pixel by pixel."""
-
-    def pixels(data: PretrainData) -> Tensor:
-        return torch.stack([data[index].image for index in range(len(data))]).flatten(1)
-
-    nearest = torch.cdist(pixels(held_out), pixels(known)).argmin(dim=1).tolist()
-    return score_captions([known.captions[index] for index in nearest], held_out.captions)
-
-
-def same_words(first: str, second: str) -> bool:
-    """Whether two texts are the same but for spaces, punctuation and capitals."""
-    a, b = ("".join(sign for sign in text.lower() if sign.isalnum()) for text in (first, second))
-    return a == b
+    known_pixels, pixels = (torch.stack([data[n].image for n in range(len(data))]) for data in (known, held_out))
+    return score_captions(copied_captions(pixels, known_pixels, known.captions), held_out.captions)

@@ -87,10 +87,8 @@ def process_group(rank: Rank, device: torch.device, dist_url: str = "env://") ->
     dist.init_process_group(
         backend, init_method=dist_url, rank=rank.number, world_size=rank.world_size, timeout=_PATIENCE
     )
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()  # not after an error: it would wait for the other ranks
 
 
 def barrier() -> None:

@@ -103,6 +103,7 @@ class Engine:
             self.task.losses,
             self.settings,
             self.task.to_device,
+            self.task.fixed_shape,
         )
         self.config |= self._model_fields(self.trainer.model)
         seed_everything(self.context.seed, self.context.rank)

@@ -33,6 +33,7 @@ class RunSettings(BaseModel):
         deterministic: only algorithms that repeat to the bit on a GPU, where torch has them (slower).
         recompute: what ``vit_grad_ckpt`` computes again: "full", as published, or "selective", which keeps products.
         compile: mode of `torch.compile` ("default", "reduce-overhead" with CUDA graphs, "max-autotune"); "" for none.
+        cuda_graph: run whole steps of pre-training as CUDA graphs, on one GPU: texts then have room for a few tokens more.
         accumulate: batches per optimizer step. Queues take in every batch; momentum copies move once a step.
         clip_norm: largest norm of all gradients together; 0 does not clip, as published.
         strategy: "ddp" has a copy of everything on each rank; "fsdp" shards weights, momentum copies and optimizer state.
@@ -61,6 +62,7 @@ class RunSettings(BaseModel):
     deterministic: bool = False
     recompute: Literal["full", "selective"] = "full"
     compile: Literal["", "default", "reduce-overhead", "max-autotune"] = ""
+    cuda_graph: bool = False
     accumulate: Positive = 1
     clip_norm: Rate = 0.0
     strategy: Literal["ddp", "fsdp"] = "ddp"

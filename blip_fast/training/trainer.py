@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from blip_fast.optim import AdamWMomentum
+from blip_fast.reference.gather import world_size
+from blip_fast.training.cuda_graph import GraphedStep
 from blip_fast.training.parallel import Alone, parallel
 from blip_fast.training.precision import Precision
 from blip_fast.training.settings import Decay
@@ -48,6 +50,9 @@ class Trainer(Generic[Batch]):
         losses: named losses (scalars) of a batch on the device; their sum is minimised.
         settings: optimizer, precision, accumulation, clipping, strategy.
         to_device: brings a batch onto the device.
+        fixed_shape: gives a batch one of a few shapes, with ``cuda_graph``.
+
+    Raises ValueError for settings that exclude each other.
     """
 
     def __init__(
@@ -56,15 +61,14 @@ class Trainer(Generic[Batch]):
         losses: Losses[Batch],
         settings: Decay,
         to_device: Callable[[Batch], Batch] = lambda batch: batch,
+        fixed_shape: Callable[[Batch], Batch] = lambda batch: batch,
     ) -> None:
-        if settings.precision == "fp16" and settings.strategy == "fsdp":
-            raise ValueError(
-                "precision='fp16' cannot scale the gradients of strategy='fsdp'; expected 'bf16' or 'fp32'"
-            )
+        check_settings(settings)
         self.model = model
         self.losses = losses
         self.settings = settings
-        self.to_device = to_device
+        self.to_device, self.fixed_shape = to_device, fixed_shape
+        self.graphed: GraphedStep | None = None
         self.device = next(model.parameters()).device
         self.precision = Precision(settings.precision, self.device)
         self.parallel: Alone = parallel(model, settings.strategy)
@@ -74,10 +78,12 @@ class Trainer(Generic[Batch]):
 
     def step(self, batches: tuple[Batch, ...], lr: float, alpha: float) -> dict[str, Tensor]:
         """One optimizer step on the average loss of ``batches``; returns the losses, detached and averaged."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         if self.optimizer.copies_behind:
             self.optimizer.update_copies()
+        if self.settings.cuda_graph:
+            return self._graphed_step(batches[0], lr, alpha)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
         self.optimizer.zero_grad()
         total: dict[str, Tensor] = {}
         for batch in batches[:-1]:
@@ -89,12 +95,21 @@ class Trainer(Generic[Batch]):
         self.precision.scaler.update()
         return total
 
+    def _graphed_step(self, batch: Batch, lr: float, alpha: float) -> dict[str, Tensor]:
+        """The step as a CUDA graph, which is made at the first one: loading a state replaces the optimizer's tensors."""
+        if self.graphed is None:
+            self.graphed = GraphedStep(self._autocast_losses, self.optimizer)
+        return self.graphed(self.to_device(self.fixed_shape(batch)), alpha, lr)
+
+    def _autocast_losses(self, batch: Batch, alpha: Any) -> Mapping[str, Tensor]:
+        with self.precision.autocast():
+            return self.losses(self.parallel.module, batch, alpha)
+
     def _backward(self, batch: Batch, alpha: float, parts: int, total: dict[str, Tensor]) -> None:
         """Forward and backward pass of one of ``parts`` batches; adds its share to ``total``."""
         batch = self.to_device(batch)
-        with self.precision.autocast():
-            losses = self.losses(self.parallel.module, batch, alpha)
-            loss = torch.stack([loss.float() for loss in losses.values()]).sum() / parts
+        losses = self._autocast_losses(batch, alpha)
+        loss = torch.stack([loss.float() for loss in losses.values()]).sum() / parts
         self.precision.scaler.scale(loss).backward()
         for name, value in losses.items():
             share = value.detach() / parts
@@ -108,6 +123,23 @@ class Trainer(Generic[Batch]):
         if self.precision.scaler.is_enabled():
             norm = norm / self.precision.scaler._get_scale_async()  # its public form waits for the device
         return (self.settings.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+
+
+def check_settings(settings: Decay) -> None:
+    """ValueError for settings that exclude each other."""
+    if settings.precision == "fp16" and settings.strategy == "fsdp":
+        raise ValueError("precision='fp16' cannot scale the gradients of strategy='fsdp'; expected 'bf16' or 'fp32'")
+    if settings.cuda_graph:
+        others = {
+            "more than one process": world_size() > 1,
+            "accumulate": settings.accumulate > 1,
+            "clip_norm": settings.clip_norm > 0,
+            "compile": bool(settings.compile),
+            "precision='fp16'": settings.precision == "fp16",
+        }
+        for name, given in others.items():
+            if given:
+                raise ValueError(f"cuda_graph=True does not go with {name}")
 
 
 def build_optimizer(model: nn.Module, settings: Decay) -> AdamWMomentum:

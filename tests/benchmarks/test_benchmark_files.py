@@ -30,7 +30,9 @@ def one_thread():
 
 def test_all_files_can_be_imported():
     assert not BROKEN
-    assert {"momentum", "pretrain_step", "reranking", "vqa_ranking"} <= {benchmark.name for benchmark in BENCHMARKS}
+    assert {"captioning", "momentum", "pretrain_step", "reranking", "vqa_ranking"} <= {
+        benchmark.name for benchmark in BENCHMARKS
+    }
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS, ids=lambda benchmark: benchmark.name)

@@ -50,7 +50,8 @@ def models() -> CapFiltModels:
     captioner, matching = BlipCaptioner(config()), BlipITM(config())
     for model in (captioner, matching):
         model.load_state_dict({name: state[name] for name in model.state_dict()})
-    return join_models(captioner, matching, tokenizer(), tokenizer())
+        model.tokenizer = tokenizer()
+    return join_models(captioner, matching)
 
 
 def save_checkpoint(folder: Path) -> str:

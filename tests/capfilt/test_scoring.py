@@ -17,6 +17,7 @@ from blip_fast.capfilt.scoring import UnitScorer
 from blip_fast.capfilt.settings import ScoreSettings
 from blip_fast.capfilt.units import list_units
 from blip_fast.data.demo_pairs import demo_root
+from blip_fast.data.tokenizer import load_tokenizer
 from blip_fast.data.transforms import eval_transform
 from blip_fast.models import BlipCaptioner, BlipITM
 from tests.capfilt.common import (
@@ -85,7 +86,7 @@ def test_captions_depend_on_the_key_and_not_on_the_batch(tmp_path):
 def test_captions_are_the_captioners_own_sampling():
     images, options = pictures(demo_entries(3)), dict(max_length=SCORE.max_length, min_length=SCORE.min_length)
     states = models().captioner.visual_encoder(images)
-    captions = sample_captions(models().captioner, tokenizer(), states, [5, 1, 9], SCORE)
+    captions = sample_captions(models().captioner, states, [5, 1, 9], SCORE)
     plain = BlipCaptioner(models().captioner.config)
     plain.load_state_dict(models().captioner.state_dict())
     prompt = torch.tensor(tokenizer()(SCORE.prompt).input_ids)
@@ -108,8 +109,8 @@ def test_the_image_encoder_runs_once_where_both_have_the_same(monkeypatch):
     scorer = UnitScorer(models(), SCORE, CPU, demo_root(), 1)
     assert len(scorer.transforms) == 1
     other = BlipITM(config(image_size=40))
-    strong_weights(other)
-    apart = join_models(models().captioner, other, tokenizer(), tokenizer())
+    other.tokenizer = tokenizer()
+    apart = join_models(models().captioner, other)
     assert not apart.shared
     assert apart.image_sizes == [32, 40]
 
@@ -127,7 +128,8 @@ def test_encoders_with_other_weights_or_heads_are_not_the_same():
 def test_two_encoders_of_different_sizes_are_both_used(tmp_path):
     other = BlipITM(config(image_size=40))
     strong_weights(other, seed=1)
-    apart = join_models(models().captioner, other.eval(), tokenizer(), tokenizer())
+    other.tokenizer = tokenizer()
+    apart = join_models(models().captioner, other.eval())
     entries = demo_entries(3)
     records = records_of(write_list(tmp_path / "web.json", entries), given=apart)
     same = records_of(tmp_path / "web.json")
@@ -225,12 +227,15 @@ def test_checkpoints_bring_their_tokenizers(tmp_path):
     folder = save_checkpoint(tmp_path / "model")
     loaded = load_models(folder, folder, CPU)
     assert loaded.shared
-    assert loaded.captioner_tokenizer.get_vocab() == tokenizer().get_vocab()
+    assert loaded.captioner.tokenizer.get_vocab() == tokenizer().get_vocab()
     assert loaded.fingerprint() == load_models(folder, folder, CPU).fingerprint() != models().fingerprint()
     for file in (tmp_path / "model").glob("tokenizer*"):
         file.unlink()
-    with pytest.raises(ValueError, match=r"captioner has vocab_size=.* expected a checkpoint folder"):
+    with pytest.raises(ValueError, match="no tokenizer"):
         load_models(folder, folder, CPU)
+    loaded.filter.tokenizer = load_tokenizer()
+    with pytest.raises(ValueError, match=r"filter has vocab_size=\d+ and a tokenizer of 30524 entries"):
+        join_models(loaded.captioner, loaded.filter)
 
 
 def test_bfloat16_is_close(tmp_path):

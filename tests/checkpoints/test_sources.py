@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from urllib.error import URLError
 
@@ -10,6 +11,7 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file
 
+from blip_fast.checkpoints import sources
 from blip_fast.checkpoints.sources import PUBLISHED_NAMES, locate
 from tests.checkpoints.common import CLASSES, assert_same_state, build
 
@@ -84,3 +86,13 @@ def test_unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for source in (tmp_path / "missing", "missing.pth", "folder/missing.pth", "one/two/three"):
         with pytest.raises(FileNotFoundError, match=r"there is no '.*'; expected a file, a folder, an address"):
             locate(source)
+
+
+def test_a_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(sources, "_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/model.pth"
+        with pytest.raises(FileNotFoundError, match="could not be fetched"):
+            locate(address)
+    assert socket.getdefaulttimeout() is None

@@ -167,7 +167,8 @@ def test_a_run_that_cannot_start_leaves_nothing(tmp_path: Path, checkpoint: str)
     assert output.read_text() == "a letter to a friend\n"
 
 
-def test_half_precision(tmp_path: Path, checkpoint: str) -> None:
-    result = run(picture(tmp_path / "a.png"), "--checkpoint", checkpoint, "--precision", "bf16", "--quiet")
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_precisions(tmp_path: Path, checkpoint: str, precision: str) -> None:
+    result = run(picture(tmp_path / "a.png"), "--checkpoint", checkpoint, "--precision", precision, "--quiet")
     assert result.exit_code == 0, result.output
     assert len(records(result.stdout)) == 1

@@ -50,6 +50,13 @@ def test_an_epoch_continued_is_the_epoch_uninterrupted(data: PretrainData) -> No
     assert all(same(a, b) for a, b in zip(whole[2:], rest, strict=True))
 
 
+def test_loading_leaves_the_models_random_numbers_alone(data: PretrainData) -> None:
+    before = torch.get_rng_state()
+    batches(data, 0)
+    batches(data, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_texts_arrive_packed(data: PretrainData) -> None:
     (batch, *_) = batches(data, 1)
     assert batch.texts.exact

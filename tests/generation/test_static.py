@@ -39,6 +39,7 @@ def test_static_steps(options, monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("options", OPTIONS)
 def test_graphed_steps(options, monkeypatch):
     expected = run(DecodingSession, options, "cpu", monkeypatch)

@@ -91,7 +91,7 @@ def test_no_shard_at_all(tmp_path: Path) -> None:
     (tmp_path / "0.tar").write_bytes(b"rubbish" * 200)
     (item,) = Inputs([str(tmp_path / "0.tar")])
     assert item.problem is not None
-    assert item.problem.endswith("is no uncompressed tar file: truncated header")
+    assert item.problem.endswith("is no uncompressed tar file: invalid header")
 
 
 def test_what_leads_nowhere(tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def test_torch_runs_where_it_is_faster(prenorm):
     assert plain.names == ["aten::add.Tensor", "aten::native_layer_norm"]
     with Called() as forced, blip_fast.backend("cpu"):
         fused = dropout_add_layer_norm(*tensors, 1e-6, prenorm=prenorm)
-    assert forced.names == ["blip_fast::dropout_add_layer_norm"]
+    assert "blip_fast::dropout_add_layer_norm" in forced.names
     torch.testing.assert_close(by_torch, fused)
     with Called() as dropping:
         dropout_add_layer_norm(*tensors, 1e-6, 0.1, SEED, prenorm=prenorm)

@@ -46,7 +46,7 @@ def overrides(folder: Path, program: str) -> dict[str, Any]:
             **training,
         ),
         "retrieval": dict(
-            batch_size_train=2, batch_size_test=3, queue_size=6, k_test=4, vit_grad_ckpt=False, **roots, **training
+            batch_size_train=2, batch_size_test=3, queue_size=6, k_test=4, vit_ckpt_layer=1, **roots, **training
         ),
         "caption": dict(
             batch_size=2,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from blip_fast import reference
 from blip_fast.config import BlipConfig
 from blip_fast.tasks.base import RunContext
 from blip_fast.tasks.pretrain import PretrainTask
+from blip_fast.training.engine import Engine, RunOptions
 from blip_fast.training.loop import epoch_batches
 from blip_fast.training.settings import PretrainSettings
 from tests.models.common import SIZES
@@ -81,6 +83,21 @@ def test_losses_are_named_as_in_the_published_log(folder: Path) -> None:
     assert all(loss.requires_grad for loss in losses.values())
 
 
+def test_batches_of_fixed_shape_have_the_same_losses(folder: Path) -> None:
+    pretraining = task(folder, batch_size=4)
+    model = pretraining.build_model().eval()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    batch = next(epoch_batches(pretraining, pretraining.train_data(), 0)[0])
+    fixed = pretraining.fixed_shape(batch)
+    assert (fixed.texts.input_ids.shape[0] % 8, fixed.texts.max_length, fixed.captions) == (0, 16, ())
+    negatives = (torch.arange(4).roll(1), torch.arange(4).roll(-1))
+    found = []
+    for texts in (batch.texts, fixed.texts):
+        model.load_state_dict(state)
+        found.append(model(batch.images, texts, alpha=0.4, negatives=negatives).loss)
+    assert found[1].item() == pytest.approx(found[0].item(), rel=1e-5)
+
+
 def test_a_run_starts_from_what_the_settings_name(folder: Path) -> None:
     source = reference.BlipPretrain(BlipConfig(**SIZES | FIELDS))
     source.save_pretrained(folder / "start.pth", "published")
@@ -99,3 +116,19 @@ def test_a_run_starts_from_what_the_settings_name(folder: Path) -> None:
     fresh.load_initial(model)
     for name in ("visual_encoder.pos_embed", "visual_encoder_m.pos_embed"):
         assert torch.equal(model.state_dict()[name], vit["pos_embed"])
+
+
+@pytest.mark.parametrize("mode", ["full", "selective"])
+def test_activation_checkpointing_changes_no_bits(folder: Path, mode: str) -> None:
+    states = []
+    for name, settings in (("plain", {}), (mode, dict(vit_grad_ckpt=True, vit_ckpt_layer=1, recompute=mode))):
+        pretraining = task(folder, max_steps=2, tensorboard=False, **settings)
+        pretraining.context = dataclasses.replace(pretraining.context, output_dir=folder / name)
+        torch.manual_seed(0)
+        engine = Engine(pretraining, RunOptions())
+        engine.run()
+        modes = [block.recompute for block in engine.trainer.model.visual_encoder.blocks]
+        assert modes == ([None, None] if name == "plain" else [None, mode])
+        states.append(engine.trainer.model.state_dict())
+    for name, tensor in states[0].items():
+        assert torch.equal(states[1][name], tensor), name

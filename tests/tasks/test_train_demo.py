@@ -15,16 +15,16 @@ from blip_fast.cli import main
 from blip_fast.data.demo_pairs import demo_root
 from blip_fast.tasks.train_demo import Plan, prepare
 
-HELD_OUT = 12
+HELD_OUT = 8
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A set of the emoji set's files: 128 pairs to train on and 12 in each other split."""
+    """A set of the emoji set's files: 64 pairs to train on and 8 in each other split."""
     folder = tmp_path / "set"
     shutil.copytree(demo_root() / "images", folder / "images")
     train, test = (json.loads((demo_root() / f"{split}.json").read_text()) for split in ("train", "test"))
-    for split, pairs in (("train", train[:128]), ("val", train[128 : 128 + HELD_OUT]), ("test", test[:HELD_OUT])):
+    for split, pairs in (("train", train[:64]), ("val", train[64 : 64 + HELD_OUT]), ("test", test[:HELD_OUT])):
         (folder / f"{split}.json").write_text(json.dumps(pairs))
     return folder
 
@@ -50,7 +50,7 @@ def test_all_programs_run_and_report(data: Path, tmp_path: Path) -> None:
     assert {f"txt_r{k}" for k in (1, 5, 10)} < set(results["retrieval"])
     baseline = results["captions"]["nearest_picture"]
     assert baseline["exact"] == 0.0  # no test caption is a training caption
-    assert baseline["CIDEr"] > results["captions"]["model"]["CIDEr"]  # after two steps the model says nothing
+    assert baseline["CIDEr"] > results["captions"]["model"]["CIDEr"]  # after three steps the model says nothing
     assert "nearest training picture's" in run.output
     again = CliRunner().invoke(main, arguments)
     assert again.exit_code == 1

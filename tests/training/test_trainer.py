@@ -122,9 +122,23 @@ def test_bf16_is_close_to_fp32() -> None:
         assert results[1][name].item() != results[0][name].item()
 
 
-def test_fp16_and_sharding_exclude_each_other() -> None:
-    with pytest.raises(ValueError, match="precision='fp16' cannot scale"):
-        line_trainer(precision="fp16", strategy="fsdp")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(precision="fp16", strategy="fsdp"), "precision='fp16' cannot scale"),
+        (dict(cuda_graph=True, clip_norm=1.0), "cuda_graph=True does not go with clip_norm"),
+        (dict(cuda_graph=True, accumulate=2), "cuda_graph=True does not go with accumulate"),
+    ],
+)
+def test_settings_that_exclude_each_other(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        line_trainer(**settings)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_graphs_need_a_gpu() -> None:
+    with pytest.raises(RuntimeError, match="a CUDA graph needs all parameters on one GPU"):
+        line_trainer(cuda_graph=True).step((1.0,), 0.1, 0.0)
 
 
 def test_groups_leave_out_what_does_not_fill_one() -> None:

@@ -28,11 +28,7 @@ class PairBatch(Protocol):
 
 @torch.no_grad()
 def accuracy(model: BlipNLVR, own_batches: Iterable[PairBatch]) -> float:
-    """Share of the sentences of all ranks that are judged rightly; all ranks call it together.
-
-    Each sample counts as often as it is in ``own_batches``: once with ``shard``; with ``padded_shard`` some count twice, as
-    published.
-    """
+    """Share of the sentences of all ranks that are judged rightly; all ranks call it together."""
     right = torch.zeros(2, dtype=torch.int64, device=next(model.parameters()).device)
     for batch in own_batches:
         logits = model(batch.image_pairs, batch.texts).logits

@@ -15,15 +15,6 @@ def shard(count: int, rank: int, ranks: int) -> range:
     return range(count * rank // ranks, count * (rank + 1) // ranks)
 
 
-def padded_shard(count: int, rank: int, ranks: int) -> list[int]:
-    """The samples of one rank as torch's DistributedSampler deals them unshuffled, which the published programs use.
-
-    Every ``ranks``-th sample; the first ones are repeated at the end until all ranks have as many.
-    """
-    total = -(-count // ranks) * ranks
-    return [index % count for index in range(rank, total, ranks)] if count else []
-
-
 def join_shards(rows: Tensor, count: int, ranks: int) -> Tensor:
     """Rows (own, ...) of :func:`shard` on every rank -> (count, ...) on every rank, in the order of the data set.
 

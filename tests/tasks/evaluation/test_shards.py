@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.data import DistributedSampler
 
-from blip_fast.tasks.evaluation.shards import join_shards, padded_shard, shard
+from blip_fast.tasks.evaluation.shards import join_shards, shard
 
 
 @pytest.mark.parametrize(("count", "ranks"), [(10, 1), (10, 3), (2, 4), (0, 2), (8, 4)])
@@ -14,13 +13,6 @@ def test_every_sample_is_on_one_rank(count: int, ranks: int) -> None:
     shards = [shard(count, rank, ranks) for rank in range(ranks)]
     assert [index for part in shards for index in part] == list(range(count))
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
-
-
-@pytest.mark.parametrize(("count", "ranks"), [(10, 1), (10, 3), (2, 4), (8, 4)])
-def test_padded_shards_are_those_of_torch(count: int, ranks: int) -> None:
-    for rank in range(ranks):
-        sampler = DistributedSampler(range(count), num_replicas=ranks, rank=rank, shuffle=False)
-        assert padded_shard(count, rank, ranks) == list(sampler)
 
 
 def test_one_rank_keeps_what_it_has() -> None:
