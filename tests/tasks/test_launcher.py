@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,20 +161,41 @@ def test_fine_tuning_starts_from_pre_training(
             assert torch.equal(after[name.replace(".self.", f".{image}.")], before[name])
 
 
+def torchrun(program: str, settings: dict[str, Any], output: Path, *flags: str) -> subprocess.Popen[str]:
+    overrides = [part for name, value in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]
+    command += ["-m", "blip_fast.train", program, "--output_dir", str(output), "--device", "cpu", *flags, *overrides]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def test_torchrun_starts_again_where_a_rank_died(settings_of: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    settings = settings_of("retrieval")
+    train("retrieval", settings, tmp_path / "straight", ranks=2)
+    output = tmp_path / "killed"
+    run = torchrun("retrieval", settings | {"save_every_steps": 1}, output, "--resume", "auto")
+    deadline = time.monotonic() + 120
+    while not (output / "resume.pth").exists() and time.monotonic() < deadline and run.poll() is None:
+        time.sleep(0.01)
+    os.kill(children(run.pid)[0], signal.SIGKILL)
+    printed, _ = run.communicate(timeout=200)
+    assert run.returncode == 0, printed
+    assert "resumed from" in printed
+    assert_same_run(output, tmp_path / "straight")
+
+
 def test_torchrun(
     trained: Callable[[str], Path], settings_of: Callable[..., dict[str, Any]], folder: Path, tmp_path: Path
 ) -> None:
     settings = settings_of("nocaps", pretrained=str(checkpoint(trained("caption"))))
     train("nocaps", settings, tmp_path / "alone")
-    overrides = [part for name, value in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")]
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "blip_fast.train", "nocaps"]
-    subprocess.run(
-        [sys.executable, *command, "--output_dir", str(tmp_path / "two"), "--device", "cpu", *overrides],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-        timeout=200,
-    )
+    run = torchrun("nocaps", settings, tmp_path / "two")
+    printed, _ = run.communicate(timeout=200)
+    assert run.returncode == 0, printed
     results = [(tmp_path / name / "result" / "test.json").read_text() for name in ("alone", "two")]
     assert results[0] == results[1]
     assert (tmp_path / "two" / "result" / "test_rank1.json").exists()
