@@ -38,11 +38,16 @@ def speedups(case: CaseResult) -> Figure:
         return figure
 
 
-def scaling(cases: Sequence[CaseResult], of: str) -> Figure:
-    """Cost of each variant against the size that the sweep varies, both in powers of ten. ``of``: ``time`` or ``memory``."""
+def scaling(cases: Sequence[CaseResult], of: str) -> Figure | None:
+    """Cost of each variant against the size that the sweep varies, both on logarithmic axes; None where none was counted.
+
+    ``of``: ``time`` or ``memory``.
+    """
     label, unit = {"time": ("median time, ms", 1e-3), "memory": ("peak extra memory, MiB", 2**20)}[of]
     ours = {row.variant for case in cases for row in case.rows if row.role == "ours"}
-    names = list(dict.fromkeys(row.variant for case in cases for row in case.rows if row.time is not None))
+    names = list(dict.fromkeys(row.variant for case in cases for row in case.rows if _cost(row, of)))
+    if not names:
+        return None
     looks = iter(itertools.cycle(zip(LINES, MARKERS, strict=True)))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.4, 3.2), layout="constrained")

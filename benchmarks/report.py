@@ -104,7 +104,8 @@ def _sweeps(document: Document, save: SaveFigure) -> Iterator[dict[str, Any]]:
     swept = [case for case in document.cases if case.size is not None]
     for benchmark, group in itertools.groupby(swept, key=lambda case: case.benchmark):
         cases = list(group)
-        plots = [save(_file_name(document, benchmark, of), scaling(cases, of)) for of in ("time", "memory")]
+        figures = {of: scaling(cases, of) for of in ("time", "memory")}
+        plots = [save(_file_name(document, benchmark, of), figure) for of, figure in figures.items() if figure]
         yield {"benchmark": benchmark, "cases": cases, "plots": plots}
 
 
