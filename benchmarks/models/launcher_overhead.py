@@ -31,7 +31,7 @@ from blip_fast.training.distributed import Rank, find_device
 from blip_fast.training.engine import Engine, RunOptions
 from blip_fast.training.settings import PretrainSettings
 
-from ..environment import machine, versions
+from ..environment import commit, machine, now, versions
 from ..stats import ratio_interval, summarize
 
 AIM = 1.03
@@ -128,7 +128,8 @@ def main(device: str, steps: int, batch_size: int, output: Path | None) -> None:
         print(f"{name:9} {found[name]['median_s'] * 1e3:9.1f} ms a step, median of {found[name]['runs']}")
     print(f"launcher / bare: {ratio['value']:.4f} ({ratio['low']:.4f} to {ratio['high']:.4f}; aim: at most {AIM})")
     if output is not None:
-        text = json.dumps({"machine": machine(place), "versions": versions(), **found}, indent=1) + "\n"
+        head = {"date": now(), "commit": commit()[0], "machine": machine(place), "versions": versions()}
+        text = json.dumps(head | found, indent=1) + "\n"
         write_atomically(output, lambda path: path.write_text(text, encoding="utf-8"))
     raise SystemExit(ratio["value"] > AIM)
 
