@@ -118,7 +118,7 @@ def keep_others(document: Document, path: Path, benchmarks: Container[str]) -> D
     Raises ValueError where the file tells of another machine, whose figures must not stand beside these.
     """
     before = read(path)
-    for fact in ("cpu", "cpus", "gpu"):
+    for fact in ("cpu", "cpus", "caches", "gpu"):  # clouds give processors of several generations one name
         one, other = before.machine.get(fact), document.machine.get(fact)
         if one != other:
             raise ValueError(
