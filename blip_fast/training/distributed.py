@@ -84,9 +84,10 @@ def process_group(rank: Rank, device: torch.device, dist_url: str = "env://") ->
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        backend, init_method=dist_url, rank=rank.number, world_size=rank.world_size, timeout=_PATIENCE
-    )
+    store, number, count = next(dist.rendezvous(dist_url, rank.number, rank.world_size, timeout=_PATIENCE))
+    # torchrun may give ranks that it starts again the store of the dead ones, with the addresses of these.
+    store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=_PATIENCE)
     yield
     dist.destroy_process_group()  # not after an error: it would wait for the other ranks
 
