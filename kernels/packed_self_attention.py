@@ -48,6 +48,15 @@ def seen_keys(o_m, o_n, length, CAUSAL: tl.constexpr):
 
 
 @triton.jit
+def load_keys(p_k, p_v, o_row, m_row, head, stride_kt, stride_kh, stride_vt, stride_vh, D: tl.constexpr, o_d):
+    """Keys and values (N, D)."""
+    m_k = m_row[:, None] & (o_d < D)[None, :]
+    b_k = tl.load(p_k + o_row[:, None] * stride_kt + head * stride_kh + o_d[None, :], mask=m_k, other=0.0)
+    b_v = tl.load(p_v + o_row[:, None] * stride_vt + head * stride_vh + o_d[None, :], mask=m_k, other=0.0)
+    return b_k, b_v
+
+
+@triton.jit
 def packed_self_attention_kernel(
     p_q,  # (T, H, D), strided
     p_k,  # (T, H, D), strided
@@ -82,8 +91,7 @@ def packed_self_attention_kernel(
         return
     o_m = first + tl.arange(0, BLOCK_M)
     o_d = tl.arange(0, BLOCK_D)
-    m_d = o_d < D
-    m_q = (o_m < length)[:, None] & m_d[None, :]
+    m_q = (o_m < length)[:, None] & (o_d < D)[None, :]
     o_row = start + o_m
     b_q = tl.load(p_q + o_row[:, None] * stride_qt + head * stride_qh + o_d[None, :], mask=m_q, other=0.0)
     b_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -92,10 +100,9 @@ def packed_self_attention_kernel(
     end = tl.minimum(first + BLOCK_M, length) if CAUSAL else length
     for begin in range(0, end, BLOCK_N):
         o_n = begin + tl.arange(0, BLOCK_N)
-        m_k = (o_n < length)[:, None] & m_d[None, :]
-        o_key = (start + o_n)[:, None]
-        b_k = tl.load(p_k + o_key * stride_kt + head * stride_kh + o_d[None, :], mask=m_k, other=0.0)
-        b_v = tl.load(p_v + o_key * stride_vt + head * stride_vh + o_d[None, :], mask=m_k, other=0.0)
+        b_k, b_v = load_keys(
+            p_k, p_v, start + o_n, o_n < length, head, stride_kt, stride_kh, stride_vt, stride_vh, D, o_d
+        )  # fmt: skip
         b_dot = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
         b_dot = tl.where(seen_keys(o_m, o_n, length, CAUSAL), b_dot, float("-inf"))
         b_p, b_max, b_sum, b_factor = online_softmax(b_dot, b_max, b_sum, scale * LOG2E)
@@ -122,15 +129,6 @@ def load_queries(p_q, p_o, p_do, p_stat, o_row, m_row, head, H, stride_qt, strid
     b_delta = tl.sum(b_do.to(tl.float32) * b_o.to(tl.float32), 1)
     b_shift = tl.load(p_stat + o_out * 2, mask=m_row, other=float("inf"))
     return b_q, b_do, b_shift, 1.0 / tl.load(p_stat + o_out * 2 + 1, mask=m_row, other=1.0), b_delta
-
-
-@triton.jit
-def load_keys(p_k, p_v, o_row, m_row, head, stride_kt, stride_kh, stride_vt, stride_vh, D: tl.constexpr, o_d):
-    """Keys and values (N, D)."""
-    m_k = m_row[:, None] & (o_d < D)[None, :]
-    b_k = tl.load(p_k + o_row[:, None] * stride_kt + head * stride_kh + o_d[None, :], mask=m_k, other=0.0)
-    b_v = tl.load(p_v + o_row[:, None] * stride_vt + head * stride_vh + o_d[None, :], mask=m_k, other=0.0)
-    return b_k, b_v
 
 
 @triton.jit

@@ -17,11 +17,11 @@ import click
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from blip_fast import models, reference
 from blip_fast.config import BlipConfig
 from blip_fast.optim import AdamWMomentum
+from blip_fast.training.costs import flop_counter
 
 from ..captions import PADDED_LENGTH, caption_lengths, padded_texts
 
@@ -29,21 +29,6 @@ BATCH = 4
 ALPHA = 0.4
 FLOPS_AIM = 0.645
 READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::masked_select", "aten::item"}
-
-
-def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **options: Any) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-def _attention_backward_flops(grad_out: Any, query: Any, key: Any, value: Any, *args: Any, **options: Any) -> int:
-    return sdpa_backward_flop_count(grad_out, query, key, value)
-
-
-# torch counts its fused attention on a GPU, but not that on a CPU.
-CPU_ATTENTION: dict[Any, Callable[..., int]] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
-}
 
 
 class CountReads(TorchDispatchMode):
@@ -67,7 +52,7 @@ class CountReads(TorchDispatchMode):
 
 def count_flops(call: Callable[[], Any]) -> dict[str, int]:
     """FLOPs of a call, by operation; by the counter's convention only matrix products and attention count."""
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+    with flop_counter() as counter:
         call()
     return {str(operation): count for operation, count in counter.get_flop_counts()["Global"].items()}
 

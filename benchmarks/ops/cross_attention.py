@@ -27,6 +27,7 @@ AIMS = {
         "cuda": (Aim(5.0, over="published form"), Aim(2.0, over="SDPA, copies"), Aim(0.67)),
     },
     "decoding": {"cpu": (Aim(2.0, over="SDPA, copies"),), "cuda": (Aim(0.7), Aim(1.0, over="SDPA, copies"))},
+    "encoding": {"cpu": (Aim(1.2, over="SDPA, copies"),), "cuda": ()},
 }
 Answer = tuple[Tensor, ...]
 
@@ -75,13 +76,14 @@ def cases(setting: Setting) -> Iterable[Case]:
             Job("re-ranking, 8 images of 577, 16 texts each", 8, 577, rerank, 35, dtype),
             Job("pre-training, 16 images of 197, 4 texts each", 16, 197, captions[:64], 30, other),
             Job("decoding, 32 images of 577, 3 beams", 32, 577, single, 1, other, "decoding"),
+            Job("image encoder, 4 images of 577 to themselves", 4, 577, torch.full((4,), 577), 577, dtype, "encoding"),
         ]
     return (attention_case(job, setting.device) for job in jobs)
 
 
 def attention_case(job: Job, device: torch.device) -> Case:
     """Attention of one job, in training forward and backward."""
-    train = job.kind != "decoding"
+    train = job.kind == "training"
     tokens = int(job.lengths.sum())
 
     def inputs(seed: int) -> tuple[Tensor, ...]:
@@ -95,7 +97,7 @@ def attention_case(job: Job, device: torch.device) -> Case:
             return query, key_value, padded, copies
         return *(t.requires_grad_() for t in (query, key_value, padded)), grad_out
 
-    make = TrainingForms if train else DecodingForms
+    make = TrainingForms if train else InferenceForms
     forms = make(job, device)
     products, size = 12 if train else 4, job.dtype.itemsize
     return Case(
@@ -183,16 +185,19 @@ class TrainingForms(Forms):
         return [Variant("xformers, block-diagonal", run)]
 
 
-class DecodingForms(Forms):
-    """Forward, one row per beam. Inputs: query (S, H, D), key_value (B, L, 2, H, D), padded query, copies (S, H, 2, L, D)."""
+class InferenceForms(Forms):
+    """Forward only. Inputs: query (T, H, D), key_value (B, L, 2, H, D), padded query (S N, H, D), copies (S, H, 2, L, D)."""
 
     def published(self, query: Tensor, key_value: Tensor, padded: Tensor, copies: Tensor) -> Answer:
-        with torch.no_grad():
-            return (eager_attention(padded[:, :, None], *copies.unbind(2))[:, :, 0],)
+        return self.on_copies(eager_attention, padded, copies)
 
     def sdpa(self, query: Tensor, key_value: Tensor, padded: Tensor, copies: Tensor) -> Answer:
+        return self.on_copies(F.scaled_dot_product_attention, padded, copies)
+
+    def on_copies(self, attend: Callable[..., Tensor], padded: Tensor, copies: Tensor) -> Answer:
         with torch.no_grad():
-            return (F.scaled_dot_product_attention(padded[:, :, None], *copies.unbind(2))[:, :, 0],)
+            out = attend(padded.unflatten(0, (self.texts, -1)).transpose(1, 2), *copies.unbind(2))
+            return (out.transpose(1, 2).flatten(0, 1),)
 
     def ours(self, query: Tensor, key_value: Tensor, padded: Tensor, copies: Tensor) -> Answer:
         with torch.no_grad():
@@ -200,6 +205,8 @@ class DecodingForms(Forms):
 
     def others(self) -> list[Variant]:
         """The beams of an image as the rows of one query, which SDPA can do where every image has equally many."""
+        if self.job.kind != "decoding":
+            return []
 
         def run(query: Tensor, key_value: Tensor, padded: Tensor, copies: Tensor) -> Answer:
             with torch.no_grad():

@@ -17,6 +17,7 @@ from blip_fast.capfilt.models import CapFiltModels, load_models
 from blip_fast.capfilt.scoring import UnitScorer
 from blip_fast.capfilt.settings import CapFiltSettings
 from blip_fast.capfilt.units import Unit
+from blip_fast.training.distributed import find_device, find_rank
 
 Runner = Literal["local", "ray"]
 OnUnit = Callable[[Unit, dict[str, Any]], None]
@@ -42,7 +43,8 @@ def run_capfilt(
 
     Raises ValueError and FileNotFoundError for bad settings, inputs and checkpoints, or where not one sample could be used.
     """
-    device = own_device(settings.device)
+    place = find_rank(os.environ)
+    device = find_device(settings.device, place)
     models = models or load_models(settings.captioner, settings.filter, device)
     job = Job(settings, models.fingerprint())
     if runner == "ray":
@@ -50,8 +52,7 @@ def run_capfilt(
 
         score_on_ray(settings, job, ray_workers, on_unit)
     else:
-        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        score_units(job, models, device, job.units[rank::world_size], on_unit)
+        score_units(job, models, device, job.units[place.number :: place.world_size], on_unit)
     if job.unscored(job.units):
         return None
     manifest = job.finish(lambda unit, counts: None)
@@ -72,11 +73,3 @@ def score_units(job: Job, models: CapFiltModels, device: torch.device, units: li
         if settings.select.keep_fraction is None:
             counts = job.select(unit, job.threshold())
         on_unit(unit, counts)
-
-
-def own_device(name: str) -> torch.device:
-    """The device of this process: under ``torchrun`` "cuda" is the GPU of its local rank."""
-    device = torch.device(name)
-    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return device

@@ -6,12 +6,10 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    import torch
+from blip_fast.cli.options import checked_device
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
@@ -80,7 +78,7 @@ def run(
 
     found, broken = discover(*([root] if root else []))
     checkout = None if published is None else published.resolve()
-    setting = Setting(_device(device), quick, DTYPES.get(dtype or ""), split_peers(peers), checkout)
+    setting = Setting(checked_device(device), quick, DTYPES.get(dtype or ""), split_peers(peers), checkout)
     try:
         document = run(
             choose(found, names),
@@ -165,11 +163,3 @@ def _read(path: Path):  # type: ignore[no-untyped-def]  # a Document, whose modu
         return read(path)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-
-
-def _device(name: str | None) -> torch.device:
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise click.BadParameter("torch finds no CUDA GPU here; use --device cpu", param_hint="--device")
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

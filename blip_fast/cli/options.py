@@ -61,16 +61,12 @@ def _with(command: Callable[..., Any], options: tuple[Callable[..., Any], ...]) 
 
 def checked_device(name: str | None) -> torch.device:
     """The torch device of that name, if this machine has it; None is cuda where there is one, else cpu."""
-    import torch
+    from blip_fast.training.distributed import Rank, find_device
 
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise click.BadParameter(f"{name!r} cannot be used here: {reason}", param_hint="--device") from error
-    return device
+        return find_device(name or "auto", Rank())
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--device") from error
 
 
 def load_chosen(model_class: type[Model], checkpoint: str | None, device: str | None, precision: Precision) -> Model:

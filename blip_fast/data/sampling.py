@@ -75,13 +75,19 @@ class EpochSampler(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         indices = self.indices()
+        per_pass = len(indices) // self.passes
         for batch in range(self.start_batch, len(self)):
-            chosen = indices[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [SampleKey(index, sample_seed(self.seed, self.epoch, index)) for index in chosen]
+            first = batch * self.batch_size
+            chosen = enumerate(indices[first : first + self.batch_size], first)
+            yield [SampleKey(index, self._sample_seed(place // per_pass, index)) for place, index in chosen]
 
     def indices(self) -> list[int]:
         """All indices of this rank in this epoch, in order."""
         return [index for number in range(self.passes) for index in self._one_pass(number)]
+
+    def _sample_seed(self, number: int, index: int) -> int:
+        """A sample looks another way in every pass of an epoch."""
+        return sample_seed(self.seed, self.epoch * self.passes + number, index)
 
     def _one_pass(self, number: int) -> list[int]:
         if not self.shuffle:
@@ -105,9 +111,9 @@ class EpochSampler(Sampler[list[SampleKey]]):
             )
 
 
-def sample_seed(seed: int, epoch: int, index: int) -> int:
-    """Seed of a sample's random transforms, 63 bits mixed from the run's seed, the epoch and the index."""
-    digest = hashlib.blake2b(struct.pack("<qqq", seed, epoch, index), digest_size=8).digest()
+def sample_seed(seed: int, number: int, index: int) -> int:
+    """Seed of a sample's random transforms, 63 bits mixed from the run's seed, the number of the pass and the index."""
+    digest = hashlib.blake2b(struct.pack("<qqq", seed, number, index), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

@@ -57,7 +57,7 @@ def attend(module: SelfAttention, query: Tensor, key: Tensor, value: Tensor) -> 
 
 
 def _without_gradient(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """By `cross_attention` of images to themselves, whose CPU kernel takes two thirds of the time of torch's."""
+    """By `cross_attention` of images to themselves: on a CPU its kernel is faster (benchmarks/ops/cross_attention.py)."""
     images, rows = query.shape[:2]
     bounds = torch.arange(0, images * rows + 1, rows, dtype=torch.int32)
     return cross_attention(query.flatten(0, 1), key, value, bounds, torch.arange(images)).view_as(query)

@@ -1,4 +1,7 @@
-"""Cross-attention of packed texts to images whose keys and values exist once, however many texts share an image."""
+"""Cross-attention of packed texts to images whose keys and values exist once, however many texts share an image.
+
+There is no CUDA C++ for it: two matrix products with a softmax between them, which Triton maps to tensor cores.
+"""
 
 from __future__ import annotations
 

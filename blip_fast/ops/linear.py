@@ -1,7 +1,7 @@
 """A linear layer with the exact GELU behind it, for inference: few rows at the rate of memory, many at that of arithmetic.
 
-Decoding multiplies a dozen rows with every weight of the model, which on a CPU takes torch's product two to four times as
-long as reading the weights. No Triton and no CUDA room: on a GPU the product is cuBLAS's, which the reference calls.
+Decoding multiplies a dozen rows with every weight of the model, which on a CPU takes torch's product much longer than reading
+the weights (benchmarks/ops/linear.py). No Triton and no CUDA room: on a GPU the product is cuBLAS's, which the reference calls.
 """
 
 from __future__ import annotations

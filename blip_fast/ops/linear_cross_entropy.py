@@ -2,7 +2,7 @@
 
 A forward and a backward operation. Between them lies a tensor of the shape of weight: it holds the transposed logits of the
 first C counted rows, and backward turns it into the gradient of weight, so three matrix products suffice instead of four
-and nothing of size T x V is needed.
+and nothing of size T x V is needed. There is no CUDA C++ for it: its products are those of Triton's tensor cores.
 """
 
 from __future__ import annotations

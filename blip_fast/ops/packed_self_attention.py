@@ -1,4 +1,7 @@
-"""Self-attention of packed texts, bidirectional or causal: no padding is computed or copied."""
+"""Self-attention of packed texts, bidirectional or causal: no padding is computed or copied.
+
+There is no CUDA C++ for it: two matrix products with a softmax between them, which Triton maps to tensor cores.
+"""
 
 from __future__ import annotations
 

@@ -30,15 +30,15 @@ from blip_fast.data.transforms import eval_transform
 from blip_fast.models import BlipPretrain
 from blip_fast.tasks.base import RunContext
 from blip_fast.tasks.demo import few_threads, train_demo
+from blip_fast.tasks.evaluation.nearest import nearest_caption_scores
+from blip_fast.tasks.metrics.exact import same_words
 from blip_fast.tasks.metrics.filtering import roc_auc
 from blip_fast.tasks.small import (
     SmallSizes,
     evaluate_held_out,
     finetune_captioner,
     finetune_filter,
-    nearest_caption_scores,
     pretrain_task,
-    same_words,
 )
 from blip_fast.training.seeding import deterministic_algorithms, seed_everything
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from blip_fast.checkpoints import load_state
@@ -23,7 +22,7 @@ from blip_fast.tasks.captions import CaptionTask
 from blip_fast.tasks.demo import train_demo
 from blip_fast.tasks.evaluation.pairs import caption_ids, decode_caption
 from blip_fast.tasks.evaluation.retrieval import retrieval_scores
-from blip_fast.tasks.metrics.captions import caption_scores
+from blip_fast.tasks.metrics.exact import score_captions
 from blip_fast.tasks.metrics.recalls import retrieval_metrics
 from blip_fast.tasks.pretrain import PretrainTask
 from blip_fast.tasks.retrieval import RetrievalTask
@@ -196,26 +195,3 @@ def evaluate_held_out(
     written = [decode_caption(tokenizer, row) for row in ids]
     names = ("txt_r1", "txt_r5", "img_r1", "img_r5")
     return {name: recalls[name] for name in names} | score_captions(written, pairs.captions)
-
-
-def score_captions(written: list[str], true: list[str]) -> dict[str, float]:
-    """CIDEr and share of captions that are the true one to the word, both in per cent."""
-    scores = caption_scores(dict(enumerate(written)), {n: [text] for n, text in enumerate(true)}, use_java=False)
-    exact = [same_words(*texts) for texts in zip(written, true, strict=True)]
-    return {"CIDEr": 100 * scores.metrics["CIDEr"], "exact": 100 * sum(exact) / len(exact)}
-
-
-def nearest_caption_scores(known: PretrainData, held_out: PretrainData) -> dict[str, float]:
-    """Scores of captions copied from the nearest known picture, pixel by pixel."""
-
-    def pixels(data: PretrainData) -> Tensor:
-        return torch.stack([data[index].image for index in range(len(data))]).flatten(1)
-
-    nearest = torch.cdist(pixels(held_out), pixels(known)).argmin(dim=1).tolist()
-    return score_captions([known.captions[index] for index in nearest], held_out.captions)
-
-
-def same_words(first: str, second: str) -> bool:
-    """Whether two texts are the same but for spaces, punctuation and capitals."""
-    a, b = ("".join(sign for sign in text.lower() if sign.isalnum()) for text in (first, second))
-    return a == b

@@ -12,17 +12,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from blip_fast.checkpoints.files import write_atomically
 from blip_fast.config import BlipConfig
 from blip_fast.data.pretrain import PretrainData
 from blip_fast.data.transforms import eval_transform
 from blip_fast.tasks.evaluation.captions import captions_by_image
+from blip_fast.tasks.evaluation.nearest import nearest_caption_scores
+from blip_fast.tasks.metrics.exact import score_captions
 from blip_fast.tasks.programs import PROGRAMS
 from blip_fast.tasks.run import run_task
-from blip_fast.tasks.small import nearest_caption_scores, score_captions
+from blip_fast.training.distributed import Rank, find_device
 from blip_fast.training.engine import RunOptions
+from blip_fast.training.environment import environment
 
 IMAGE_SIZE = 64
 PASSES = 3
@@ -127,7 +128,7 @@ def run_train_demo(data: Path, output: Path, plan: Plan, seed: int, device: str 
         "seed": seed,
         "epochs": dataclasses.asdict(plan),
         "seconds": seconds,
-        "threads": torch.get_num_threads(),
+        "environment": environment(find_device(device, Rank())),
         "retrieval": retrieval_results(output / "retrieval"),
         "captions": caption_results(data, output / "caption"),
         "settings": settings,

@@ -59,6 +59,7 @@ class TrainingProgress:
         self._times, self._data_times = Times(), Times()
 
     def __enter__(self) -> TrainingProgress:
+        self._last = time.perf_counter()
         self._bar.start()
         return self
 
@@ -91,7 +92,9 @@ class TrainingProgress:
     def show(self, report: StepReport, steps: int, log: MetricLog) -> None:
         """For runs without an engine: `step`, in an epoch of ``steps`` steps that may just have begun."""
         if report.epoch != self._epoch or not self._steps:
+            last = self._last
             self.start_epoch(report.epoch, steps, report.epoch * steps)
+            self._last = last  # the step began before its epoch was known
         self.step(report, log)
 
     def end_epoch(self, averages: Mapping[str, float]) -> None:

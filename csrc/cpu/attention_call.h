@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention.h"  // first, as it silences a warning about vectors
+#include "attention_forward.h"
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -9,6 +10,10 @@
 #include <algorithm>
 #include <atomic>
 #include <optional>
+#include <tuple>
+#include <vector>
+
+#include "../common/dtypes.h"
 
 namespace blip_fast {
 
@@ -53,6 +58,27 @@ void for_each_piece(int64_t groups, int64_t heads, const F& run) {
       run(piece / per_group, first, std::min(size, heads - first), &scratch);
     }
   });
+}
+
+// Output and statistics of a call, which gives the task of each group and head: call.template task<T>(group, head).
+template <class Call>
+std::tuple<Tensor, Tensor> attend(const Call& call, int64_t groups) {
+  const int64_t heads = call.settings.heads;
+  Tensor out = torch::stable::new_empty(call.query, {call.query.size(0), heads, call.settings.dim});
+  Tensor statistics = torch::stable::new_empty(call.query, {call.query.size(0), heads, 2}, ScalarType::Float);
+  dispatch_float(call.query.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    for_each_piece(groups, heads, [&](int64_t group, int64_t first, int64_t count, Scratch* scratch) {
+      std::vector<ForwardTask<T>> tasks;
+      for (int64_t head = first; head < first + count; ++head) {
+        ForwardTask<T>& task = tasks.emplace_back(ForwardTask<T>{call.template task<T>(group, head)});
+        task.out = head_of<T>(out.mutable_data_ptr(), out, head);
+        task.statistics = statistics_of<SoftmaxStatistics>(statistics.mutable_data_ptr(), heads, head);
+      }
+      run_best<AttentionForward>(static_cast<const ForwardTask<T>*>(tasks.data()), count, call.settings, scratch);
+    });
+  });
+  return {out, statistics};
 }
 
 }  // namespace blip_fast

@@ -73,22 +73,7 @@ std::tuple<Tensor, Tensor> cross_attention(Tensor query, Tensor key, std::option
                                            std::optional<Tensor> seed, std::optional<Tensor> offset, double dropout_p,
                                            double scale, int64_t) {
   const Call call(query, key, value, groups, image_lengths, seed, offset, dropout_p, scale);
-  Tensor out = torch::stable::new_empty(query, {query.size(0), query.size(1), query.size(2)});
-  const int64_t heads = call.settings.heads;
-  Tensor statistics = torch::stable::new_empty(query, {query.size(0), heads, 2}, ScalarType::Float);
-  dispatch_float(query.scalar_type(), [&](auto type) {
-    using T = typename decltype(type)::type;
-    for_each_piece(call.images + 1, heads, [&](int64_t image, int64_t first, int64_t count, Scratch* scratch) {
-      std::vector<ForwardTask<T>> tasks;
-      for (int64_t head = first; head < first + count; ++head) {
-        ForwardTask<T>& task = tasks.emplace_back(ForwardTask<T>{call.task<T>(image, head)});
-        task.out = head_of<T>(out.mutable_data_ptr(), out, head);
-        task.statistics = statistics_of<SoftmaxStatistics>(statistics.mutable_data_ptr(), heads, head);
-      }
-      run_best<AttentionForward>(static_cast<const ForwardTask<T>*>(tasks.data()), count, call.settings, scratch);
-    });
-  });
-  return {out, statistics};
+  return attend(call, call.images + 1);
 }
 
 std::tuple<Tensor, Tensor> cross_attention_backward(Tensor grad_out, Tensor query, Tensor key,

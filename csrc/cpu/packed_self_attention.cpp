@@ -72,22 +72,7 @@ std::tuple<Tensor, Tensor> packed_self_attention(Tensor query, std::optional<Ten
                                                  std::optional<Tensor> offset, int64_t, bool causal, double dropout_p,
                                                  double scale) {
   const PackedCall call(query, key, value, cu_seqlens, causal, seed, offset, dropout_p, scale);
-  const int64_t heads = call.settings.heads;
-  Tensor out = torch::stable::new_empty(query, {query.size(0), heads, call.settings.dim});
-  Tensor statistics = torch::stable::new_empty(query, {query.size(0), heads, 2}, ScalarType::Float);
-  dispatch_float(query.scalar_type(), [&](auto type) {
-    using T = typename decltype(type)::type;
-    for_each_piece(call.texts + 1, heads, [&](int64_t text, int64_t first, int64_t count, Scratch* scratch) {
-      std::vector<ForwardTask<T>> tasks;
-      for (int64_t head = first; head < first + count; ++head) {
-        ForwardTask<T>& task = tasks.emplace_back(ForwardTask<T>{call.task<T>(text, head)});
-        task.out = head_of<T>(out.mutable_data_ptr(), out, head);
-        task.statistics = statistics_of<SoftmaxStatistics>(statistics.mutable_data_ptr(), heads, head);
-      }
-      run_best<AttentionForward>(static_cast<const ForwardTask<T>*>(tasks.data()), count, call.settings, scratch);
-    });
-  });
-  return {out, statistics};
+  return attend(call, call.texts + 1);
 }
 
 Tensor packed_self_attention_backward(Tensor grad_out, Tensor query, std::optional<Tensor> key,

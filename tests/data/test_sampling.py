@@ -85,3 +85,16 @@ def test_bad_arguments_are_named(arguments: dict[str, int], message: str) -> Non
         EpochSampler(**arguments)
     with pytest.raises(ValueError, match="start_batch=4 is not among the 3 batches"):
         EpochSampler(3, 1).set_epoch(0, start_batch=4)
+
+
+def test_a_sample_looks_another_way_in_every_pass() -> None:
+    sampler = EpochSampler(6, 4, seed=3, passes=3)
+    epochs = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        epochs.append([key for batch in sampler for key in batch])
+    keys = epochs[0] + epochs[1]
+    assert [key.number for key in epochs[0]].count(0) in (2, 3)  # the last batch may lack it
+    assert len({key.seed for key in keys}) == len(keys)
+    sampler.set_epoch(1, start_batch=2)
+    assert [key for batch in sampler for key in batch] == epochs[1][8:]
