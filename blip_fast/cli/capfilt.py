@@ -127,7 +127,7 @@ def report(folder: Path, image_root: Path | None) -> None:
     "--finetune-steps", type=click.IntRange(1), default=100, show_default=True, help="Of captioner and of filter."
 )
 def demo(data: Path, output: Path, seeds: int, steps: int, finetune_steps: int) -> None:
-    """Try the claim of the paper's Table 1 on the drawings in DATA, in about an hour on 2 cores.
+    """Try the claim of the paper's Table 1 on the drawings in DATA.
 
     DATA holds train.json, train_web.json and test.json. A run that was stopped goes on.
     """

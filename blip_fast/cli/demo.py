@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     help="Folder for report.html, metrics.json and the model.",
 )
 def command(steps: int | None, device: str, backend: str | None, seed: int, output: Path) -> None:
-    """Pre-train a small BLIP on 182 drawings in about 90 seconds, then try it on 26 that it has not seen."""
+    """Pre-train a small BLIP on 182 drawings in about two minutes, then try it on 26 that it has not seen."""
     # Imported here: `blip-fast --help` must not wait for torch.
     from rich.console import Console
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from blip_fast.ops.registry import interpreting
@@ -23,3 +26,11 @@ def test_compiles_without_spills(specimen, arch):
     assert 0 < usage.registers <= 255
     assert usage.shared <= LIMITS[arch]["shared_per_block"]
     assert usage.occupancy > 0
+
+
+def test_the_committed_report_has_every_kernel():
+    rows = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "aot.json").read_text())["kernels"]
+    reported = {(row["operation"], row["kernel"], row["label"], row["arch"]) for row in rows}
+    expected = {(operation, s.name, s.label, arch) for operation, s in specimens() for arch in ARCHS}
+    assert reported == expected, "run `python -m blip_fast.benchmarks.aot --json benchmarks/results/aot.json`"
+    assert not any(row["spills"] for row in rows)
