@@ -105,10 +105,6 @@ def rotate(image: Pixels, degrees: float) -> Pixels:
     return _warp(image, np.asarray(cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1), np.float64))
 
 
-def _enhancement(level: float) -> float:
-    return level / LARGEST_LEVEL * 1.8 + 0.1
-
-
 # Geometric operations with their size at the largest level; they are as likely to go the other way.
 _GEOMETRIC: dict[str, tuple[Callable[[Pixels, float], Pixels], float]] = {
     "ShearX": (shear_x, _LARGEST_SHEAR),

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
 from blip_fast.reference.generation import SAMPLING_REPETITION_PENALTY, LengthNorm
-
-if TYPE_CHECKING:
-    pass
 
 
 class OptionArguments(TypedDict, total=False):

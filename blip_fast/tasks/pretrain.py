@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from blip_fast.checkpoints import load_bert, load_checkpoint, load_vit
+from blip_fast.data.joined import JoinedData
 from blip_fast.data.pictures import BrokenSampleError
-from blip_fast.data.pretrain import PretrainBatch, PretrainData
-from blip_fast.data.samples import Transform
+from blip_fast.data.pretrain import PairSample, PretrainBatch, PretrainData
+from blip_fast.data.samples import SampleData, Transform
 from blip_fast.data.shards import ShardData, shard_files
 from blip_fast.data.tokens import cached_tokenizer
 from blip_fast.data.transforms import PRETRAIN_SCALE
@@ -37,9 +39,10 @@ class PretrainTask(Task[PretrainSettings, PretrainBatch]):
 
     def files(self) -> list[Path]:
         settings = self.settings
-        if settings.shards:
-            return shard_files(settings.shards)
-        return [Path(name) for name in (settings.image_root, *settings.train_file, settings.laion_path) if name]
+        shards, lists = shard_files(settings.shards), (*settings.train_file, settings.laion_path)
+        if settings.shards and not any(lists):
+            return shards
+        return [Path(name) for name in (settings.image_root, *lists) if name] + shards
 
     def build_model(self) -> nn.Module:
         return BlipPretrain(self.settings.blip_config())
@@ -55,14 +58,16 @@ class PretrainTask(Task[PretrainSettings, PretrainBatch]):
         if settings.init_bert:
             load_bert(model, settings.init_bert)
 
-    def train_data(self) -> PretrainData | ShardData:
-        transform = training_pictures(self.settings, PRETRAIN_SCALE)
-        if self.settings.shards:
-            if self.settings.train_file or self.settings.laion_path:
-                raise ValueError("shards are given beside train_file or laion_path; expected one kind of data")
-            return ShardData(self.settings.shards, transform, bad=self.bad)
-        self.lists = self.pairs_of_lists(transform)
-        return self.lists
+    def train_data(self) -> Dataset[PairSample]:
+        """The pairs of the lists, then those of the shards."""
+        settings, transform = self.settings, training_pictures(self.settings, PRETRAIN_SCALE)
+        parts: list[SampleData[PairSample, Any]] = []
+        if settings.train_file or settings.laion_path or not settings.shards:
+            self.lists = self.pairs_of_lists(transform)
+            parts.append(self.lists)
+        if settings.shards:
+            parts.append(ShardData(settings.shards, transform, bad=self.bad))
+        return JoinedData(parts)
 
     def pairs_of_lists(self, transform: Transform) -> PretrainData:
         """The pairs of ``train_file`` and ``laion_path``."""

@@ -128,7 +128,7 @@ class PretrainSettings(Decay):
     Attributes:
         train_file: annotation files, JSON lists of {image, caption}.
         laion_path: folder of further lists, of which each epoch takes one; "" for none.
-        shards: webdataset tar files in their place, by names with braces or wildcards ("web-{000..127}.tar").
+        shards: webdataset tar files, beside the lists or in their place: names with braces ("web-{000..127}.tar") or wildcards.
         image_root: pictures are read from below it and nowhere else; published lists hold full paths, which "/" allows.
         init_vit, init_bert: what the encoders start from; "" starts them at random. Not used with ``pretrained``.
     """

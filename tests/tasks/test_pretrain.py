@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from webdataset import TarWriter
 
 from blip_fast import reference
 from blip_fast.config import BlipConfig
@@ -58,8 +59,18 @@ def test_published_lists_hold_full_paths_and_large_ones_take_turns(folder: Path)
         assert captions(rotating, epoch) == sorted([*fixed, f"{name} 0", f"{name} 1"])
     with pytest.raises(ValueError, match=r"has no \.json files"):
         task(folder, laion_path=str(folder / "first.json")).train_data()
-    with pytest.raises(ValueError, match="shards are given beside train_file"):
-        task(folder, shards=["x.tar"]).train_data()
+
+
+def test_shards_stand_beside_lists_or_in_their_place(folder: Path) -> None:
+    with TarWriter(str(folder / "web.tar")) as shard:
+        shard.write({"__key__": "0", "png": Image.new("RGB", (8, 8)), "txt": "of a shard"})
+    lists = ["first 0", "first 1", "second 0", "second 1"]
+    both = task(folder, shards=[str(folder / "*.tar")], batch_size=5)
+    assert captions(both, 0) == [*lists[:2], "of a shard", *lists[2:]]
+    assert both.files() == [Path("/"), folder / "first.json", folder / "second.json", folder / "web.tar"]
+    alone = task(folder, shards=[str(folder / "*.tar")], train_file=[], batch_size=1)
+    assert captions(alone, 0) == ["of a shard"]
+    assert alone.files() == [folder / "web.tar"]
 
 
 def test_files_are_everything_that_is_read(folder: Path) -> None:
