@@ -1,4 +1,4 @@
-"""Contrastive loss against queues of 57,600 keys, forward and backward: published form, torch.compile of it, one sweep.
+"""Contrastive loss against queues of 57,600 keys, forward and backward: published form, torch.compile of it, Inf-CL, one sweep.
 
 The published form multiplies 6 times (two similarities, two of momentum features, two gradients), and holds about ten
 matrices of B x (B + 57,600). One sweep multiplies 8 times, since it weighs the keys before it knows the softmax's sums, and
@@ -21,6 +21,7 @@ from blip_fast.reference.contrastive import contrastive_loss as published
 
 from ..backends import backend_variants
 from ..job import Aim, Case, Setting, Variant
+from ..peers.packages import why_absent
 
 PLACE = 30
 ALPHA, TEMPERATURE = 0.4, 0.07
@@ -69,6 +70,11 @@ def contrastive_case(batch: int, queued: int, alpha: float, dtype: torch.dtype, 
         variants=[
             variant("published form", lambda: published, role="baseline"),
             variant("torch.compile of it", compiled),
+            variant(
+                "Inf-CL",
+                lambda: inf_cl_loss,
+                unavailable="it takes no soft targets" if alpha else why_absent("inf_cl", device),
+            ),
             *backend_variants(
                 "contrastive_loss", lambda *args: answer(contrastive_loss, alpha, *args), device, cuda_graph=True
             ),
@@ -90,6 +96,27 @@ def contrastive_case(batch: int, queued: int, alpha: float, dtype: torch.dtype, 
 @functools.cache
 def compiled() -> Callable[..., Answer]:
     return torch.compile(published)
+
+
+def inf_cl_loss(
+    image_feat: Tensor,
+    text_feat: Tensor,
+    image_feat_m: Tensor,
+    text_feat_m: Tensor,
+    image_queue: Tensor,
+    text_queue: Tensor,
+    temp: Tensor,
+    alpha: float,
+) -> Answer:
+    """The same by Inf-CL (arXiv 2410.17243), which tiles the softmax over keys that lie in one matrix."""
+    from inf_cl import cal_flash_loss
+
+    assert not alpha
+    losses, sims = [], []
+    for query, key_m, queue in ((image_feat, text_feat_m, text_queue), (text_feat, image_feat_m, image_queue)):
+        losses.append(cal_flash_loss(query, torch.cat([key_m, queue.T]), scale=1 / temp).mean())
+        sims.append(query @ key_m.T / temp)
+    return (losses[0] + losses[1]) / 2, *sims
 
 
 def answer(loss: Callable[..., Answer], alpha: float, *args: Tensor) -> Answer:

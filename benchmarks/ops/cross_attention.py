@@ -7,7 +7,6 @@ are taken, an answer is the output and the gradients of queries and of keys and 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Callable, Iterable
 
 import torch
@@ -18,6 +17,7 @@ from blip_fast.ops import cross_attention, group_rows
 
 from ..backends import backend_variants
 from ..job import Aim, Case, Setting, Variant
+from ..peers.packages import why_absent
 
 PLACE = 30
 H, D = 12, 64
@@ -167,7 +167,7 @@ class TrainingForms(Forms):
 
     def others(self) -> list[Variant]:
         """xformers: rows sorted by image, a block-diagonal bias whose blocks are the images."""
-        reason = _absent("xformers", self.place.device)
+        reason = why_absent("xformers", self.place.device)
         if reason is not None:
             return [Variant("xformers, block-diagonal", self.ours, unavailable=reason)]
         from xformers.ops import fmha, memory_efficient_attention
@@ -215,9 +215,3 @@ class InferenceForms(Forms):
                 return (out.permute(2, 0, 1, 3).flatten(0, 1),)
 
         return [Variant("SDPA, beams as rows", run, cuda_graph=True)]
-
-
-def _absent(package: str, device: torch.device) -> str | None:
-    if importlib.util.find_spec(package) is None:
-        return f"{package} is not installed"
-    return None if device.type == "cuda" else "it needs a CUDA device"

@@ -7,7 +7,6 @@ hidden, weight and bias; the peak memory includes these (97 MB at C = 768, V = 3
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,6 +19,7 @@ from blip_fast.reference import linear_cross_entropy as eager
 
 from ..backends import backend_variants
 from ..job import Aim, Case, Setting, Variant
+from ..peers.packages import why_absent
 
 PLACE = 40
 C, V = 768, 30524
@@ -88,8 +88,8 @@ def _case(job: Job, device: torch.device) -> Case:
             variant("eager", eager, role="baseline", cuda_graph=True),
             Variant(f"chunks of {CHUNK} rows", lambda *args: chunked(job, *args), cuda_graph=True),
             variant("torch F.linear_cross_entropy", torch_loss, smooth or chunking),
-            variant("Liger", liger_loss, _absent("liger_kernel", device)),
-            variant("CCE", cce_loss, smooth or _absent("cut_cross_entropy", device)),
+            variant("Liger", liger_loss, why_absent("liger_kernel", device)),
+            variant("CCE", cce_loss, smooth or why_absent("cut_cross_entropy", device)),
             *backend_variants(
                 "linear_cross_entropy", lambda *args: job(linear_cross_entropy, *args), device, cuda_graph=True
             ),
@@ -105,12 +105,6 @@ def _case(job: Job, device: torch.device) -> Case:
 
 def _double(tensor: Tensor) -> Tensor:
     return tensor.detach().double().requires_grad_() if tensor.is_floating_point() else tensor
-
-
-def _absent(package: str, device: torch.device) -> str | None:
-    if importlib.util.find_spec(package) is None:
-        return f"{package} is not installed"
-    return None if device.type == "cuda" else "it needs a CUDA device"
 
 
 def row_weights(rows: Tensor) -> Tensor:

@@ -6,22 +6,24 @@ import dataclasses
 import hashlib
 import itertools
 import os
-import tarfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from webdataset.tariterators import base_plus_ext, tar_file_iterator
+from webdataset.tariterators import tar_file_iterator
 
 from blip_fast.capfilt.json_list import read_entries
 from blip_fast.capfilt.units import Unit
 from blip_fast.data.pictures import BrokenSampleError, decode_picture, read_picture
 from blip_fast.data.roots import Root
-from blip_fast.data.tar_index import PICTURE_SUFFIXES, TEXT_SUFFIXES, caption_of
-
-_SHARD_ERRORS = (tarfile.TarError, EOFError, OSError, zlib.error)
+from blip_fast.data.shard_samples import (
+    PICTURE_SUFFIXES,
+    TEXT_SUFFIXES,
+    DamagedShardError,
+    caption_of,
+    group_files,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,30 +106,19 @@ def _bad(number: int, detail: str) -> WebSample:
 
 def _read_shard(unit: Unit) -> Iterator[WebSample]:
     numbers = itertools.count()
-    parts: dict[str, bytes] = {}
-    current: str | None = None
     try:
-        for key, suffix, data in _members(unit.source):
-            if key != current or suffix in parts:
-                if current is not None:
-                    yield _from_parts(next(numbers), current, parts, unit)
-                current, parts = key, {}
-            parts[suffix] = data
-    except _SHARD_ERRORS as error:
+        for key, parts in group_files(_members(unit.source)):
+            yield _from_parts(next(numbers), key, parts, unit)
+    except DamagedShardError as error:
         detail = f"the shard is cut off or damaged: {error}"
-        yield WebSample(next(numbers), current or "start of the shard", "", "", problem=("damaged_shard", detail))
-        return
-    if current is not None:
-        yield _from_parts(next(numbers), current, parts, unit)
+        yield WebSample(next(numbers), error.key or "start of the shard", "", "", problem=("damaged_shard", detail))
 
 
-def _members(source: str) -> Iterator[tuple[str, str, bytes]]:
-    """(key, suffix, content) of the files in a shard, as webdataset names them."""
+def _members(source: str) -> Iterator[tuple[str, bytes]]:
+    """Name and content of the files in a shard."""
     with open(source, "rb") as file:
         for member in tar_file_iterator(file):
-            key, suffix = base_plus_ext(member["fname"])
-            if key is not None:
-                yield key, suffix.lower(), member["data"]
+            yield member["fname"], member["data"]
 
 
 def _from_parts(number: int, key: str, parts: dict[str, bytes], unit: Unit) -> WebSample:

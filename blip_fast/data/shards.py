@@ -21,7 +21,8 @@ from blip_fast.data.bad_samples import BadSamples
 from blip_fast.data.pictures import BrokenSampleError, decode_picture
 from blip_fast.data.pretrain import PairSample, collate_pairs
 from blip_fast.data.samples import OnBroken, SampleData, Transform
-from blip_fast.data.tar_index import TarIndex, caption_of, tar_index
+from blip_fast.data.shard_samples import caption_of
+from blip_fast.data.tar_index import TarIndex, tar_index
 from blip_fast.data.text import pre_caption
 from blip_fast.data.tokens import TextEncoder
 from blip_fast.data.transforms import PictureTransform

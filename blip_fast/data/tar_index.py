@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import tarfile
 import zipfile
@@ -12,14 +11,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from webdataset.tariterators import base_plus_ext
 
 from blip_fast.checkpoints.files import write_atomically
+from blip_fast.data.shard_samples import PICTURE_SUFFIXES, TEXT_SUFFIXES, DamagedShardError, group_files
 
-PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-TEXT_SUFFIXES = ("txt", "text", "caption", "json")  # in the order in which they are preferred
 INDEX_SUFFIX = ".index.npz"
-Places = dict[str, tuple[int, int]]  # of a sample's files by suffix: first byte and size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,50 +60,24 @@ def make_index(shard: Path) -> TarIndex:
     """Read the headers of a shard; see :func:`tar_index`."""
     places, is_json, keys = [], [], []
     problems: list[str] = []
-    for key, files in _samples(shard, problems):
-        picture = next((files[suffix] for suffix in PICTURE_SUFFIXES if suffix in files), None)
-        suffix = next((suffix for suffix in TEXT_SUFFIXES if suffix in files), None)
-        if picture is None or suffix is None:
-            missing = "picture" if picture is None else "text"
-            problems.append(f"{shard}, {key}: has no {missing}, only {', '.join(sorted(files))}")
-            continue
-        places.append((*picture, *files[suffix]))
-        is_json.append(suffix == "json")
-        keys.append(key)
+    members = ((member.name, (member.offset_data, member.size)) for member in tar_members(shard))
+    try:
+        for key, files in group_files(members):
+            picture = next((files[suffix] for suffix in PICTURE_SUFFIXES if suffix in files), None)
+            suffix = next((suffix for suffix in TEXT_SUFFIXES if suffix in files), None)
+            if picture is None or suffix is None:
+                missing = "picture" if picture is None else "text"
+                problems.append(f"{shard}, {key}: has no {missing}, only {', '.join(sorted(files))}")
+                continue
+            places.append((*picture, *files[suffix]))
+            is_json.append(suffix == "json")
+            keys.append(key)
+    except DamagedShardError as error:
+        if isinstance(error.__cause__, OSError):  # it may pass, and the index would stay
+            raise error.__cause__ from None
+        problems.append(f"{shard}: is damaged after {error.key or 'the start'}: {error}")
     table = np.asarray(places, np.int64).reshape(-1, 4)
     return TarIndex(table, np.asarray(is_json, np.bool_), np.asarray(keys, np.str_), tuple(problems))
-
-
-def caption_of(text: bytes, is_json: bool) -> str | None:
-    """The caption in a sample's text: the text itself, or "caption" or "text" of a JSON object. None where there is none."""
-    if not is_json:
-        return text.decode("utf-8", errors="replace")
-    try:
-        values = json.loads(text)
-    except ValueError:
-        return None
-    captions = [values.get(name) for name in ("caption", "text")] if isinstance(values, dict) else []
-    return next((caption for caption in captions if isinstance(caption, str)), None)
-
-
-def _samples(shard: Path, problems: list[str]) -> Iterator[tuple[str, Places]]:
-    """Name and files of each sample: consecutive files of one name up to the first dot."""
-    current, files = None, Places()
-    try:
-        for member in tar_members(shard):
-            key, suffix = base_plus_ext(member.name)
-            if key is None:
-                continue
-            if key != current or suffix.lower() in files:
-                if current is not None:
-                    yield current, files
-                current, files = key, Places()
-            files[suffix.lower()] = (member.offset_data, member.size)
-    except (tarfile.TarError, EOFError) as error:
-        problems.append(f"{shard}: is damaged after {current or 'the start'}: {error}")
-        return
-    if current is not None:
-        yield current, files
 
 
 def tar_members(shard: Path) -> Iterator[tarfile.TarInfo]:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import errno
 import io
+import itertools
 import json
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +18,9 @@ from blip_fast.data.bad_samples import BadSamples
 from blip_fast.data.loader import make_loader
 from blip_fast.data.pictures import BrokenSampleError
 from blip_fast.data.sampling import EpochSampler
+from blip_fast.data.shard_samples import caption_of
 from blip_fast.data.shards import ShardData, shard_files
-from blip_fast.data.tar_index import INDEX_SUFFIX, caption_of, make_index, tar_index
+from blip_fast.data.tar_index import INDEX_SUFFIX, make_index, tar_index, tar_members
 from blip_fast.data.transforms import eval_transform, train_transform
 
 Files = dict[str, bytes]
@@ -125,6 +129,17 @@ def test_incomplete_samples_and_broken_pictures_are_counted(tmp_path: Path) -> N
     assert data[2].broken[0].startswith(f"{shard}, b: ")
     with pytest.raises(BrokenSampleError, match=r"x\.tar, b: "):
         ShardData([shard], eval_transform(8), bad=BadSamples(2), on_broken="raise")[2]
+
+
+def test_an_input_error_is_no_damage_and_leaves_no_index(shards: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(shard: Path) -> Iterator[tarfile.TarInfo]:
+        yield from itertools.islice(tar_members(shard), 3)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(tar_index_module, "tar_members", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        tar_index(shards[0])
+    assert not shards[0].with_name(shards[0].name + INDEX_SUFFIX).exists()
 
 
 def test_a_shard_that_is_cut_off_gives_what_is_whole(shards: list[Path]) -> None:
