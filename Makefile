@@ -1,6 +1,6 @@
 # make demo    train a small BLIP on bundled pictures (about two minutes on 2 cores) and write demo/report.html
 # make capfilt-demo   CapFilt on drawings with known noise, three seeds
-# make train-demo  pre-train and fine-tune on the emoji set through the launcher (46 minutes on one core; fetches 3 Debian packages)
+# make train-demo  pre-train and fine-tune on the emoji set through the launcher (15 minutes on 2 cores; fetches 3 Debian packages)
 # make test    lint, then every test
 # make bench   the quick benchmarks, and build/bench.html, the page of them; make bench-full is everything
 # make setup   only the virtual environment .venv with everything in it

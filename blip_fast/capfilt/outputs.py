@@ -19,7 +19,7 @@ from blip_fast.capfilt.tally import Record, texts_of
 from blip_fast.capfilt.units import Unit
 from blip_fast.checkpoints.files import write_atomically
 from blip_fast.data.roots import Root
-from blip_fast.data.tar_index import PICTURE_SUFFIXES
+from blip_fast.data.shard_samples import PICTURE_SUFFIXES
 
 
 def kept_pairs(records: Iterable[Record], root: Root) -> Iterator[dict[str, str]]:

@@ -119,12 +119,12 @@ def report(folder: Path, image_root: Path | None) -> None:
 @click.option(
     "--steps",
     type=click.IntRange(1),
-    default=500,
+    default=1000,
     show_default=True,
     help="Of each pre-training.",
 )
 @click.option(
-    "--finetune-steps", type=click.IntRange(1), default=100, show_default=True, help="Of captioner and of filter."
+    "--finetune-steps", type=click.IntRange(1), default=200, show_default=True, help="Of captioner and of filter."
 )
 def demo(data: Path, output: Path, seeds: int, steps: int, finetune_steps: int) -> None:
     """Try the claim of the paper's Table 1 on the drawings in DATA.

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def command(data: Path, debs: Path | None, output: Path, share: float, seed: int, device: str) -> None:
     """Pre-train, fine-tune for retrieval and captions, and try the result on 356 emoji it has not seen.
 
-    46 minutes on one CPU core. The captions' baseline copies the caption of the nearest training picture. These are
+    15 minutes on 2 CPU cores. The captions' baseline copies the caption of the nearest training picture. These are
     drawings: the figures say nothing about photographs.
     """
     # Imported here: `blip-fast --help` must not wait for torch.

@@ -67,8 +67,8 @@ class CapFiltDemoSettings:
 
     data: Path
     output: Path
-    steps: int = 500
-    finetune_steps: int = 100
+    steps: int = 1000
+    finetune_steps: int = 200
     clean_share: float = 0.25
     sizes: SmallSizes = dataclasses.field(default_factory=SmallSizes)
 

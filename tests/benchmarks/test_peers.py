@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import sys
-import types
 
 import pytest
 import torch
@@ -23,7 +24,9 @@ def inf_cl(monkeypatch):
         labels = torch.arange(len(q)) if labels is None else labels
         return F.cross_entropy(scale * q @ k.T, labels, reduction="none")
 
-    monkeypatch.setitem(sys.modules, "inf_cl", types.SimpleNamespace(cal_flash_loss=cal_flash_loss))
+    module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec("inf_cl", None))
+    monkeypatch.setattr(module, "cal_flash_loss", cal_flash_loss, raising=False)
+    monkeypatch.setitem(sys.modules, "inf_cl", module)
 
 
 @pytest.mark.usefixtures("inf_cl")

@@ -26,7 +26,7 @@ from blip_fast.tasks.capfilt_demo import (
 )
 from blip_fast.tasks.small import SmallSizes
 
-SIZES = SmallSizes(image_size=32, batch_size=8, queue_size=16)
+SIZES = SmallSizes(image_size=36, batch_size=8, queue_size=16)
 
 
 @pytest.fixture(scope="module")
