@@ -2,7 +2,8 @@
 
 Pictures with a clean caption and a noisy web text are divided at random: a clean part, of which the caption is known, and a web
 part, of which only the web text is. Pre-trained on both parts; captioner and filter fine-tuned on the clean part; the web part
-captioned and filtered; then pre-trained anew, equally long, on the clean part with each of four web parts.
+captioned and filtered; then pre-trained anew, equally long, on the clean part with each of four web parts. A control takes as
+many web texts as the filter keeps, drawn at random: fewer pairs mean more passes over each, and a greater share of clean ones.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from blip_fast.training.seeding import deterministic_algorithms, seed_everything
 ROWS = {
     "web": "web texts as they are",
     "filter": "filter only",
+    "random": "as many web texts at random",
     "captioner": "captioner only",
     "both": "captioner and filter",
 }
@@ -216,8 +218,10 @@ class SeedRun:
     def row_pairs(self) -> dict[str, list[dict[str, str]]]:
         """The web part of the other rows of the table."""
         records = list(records_of(self.folder / "bootstrapped" / RECORDS))
+        kept = pairs_of(records, lambda kind, text: kind == "web" and text["kept"])
         return {
-            "filter": pairs_of(records, lambda kind, text: kind == "web" and text["kept"]),
+            "filter": kept,
+            "random": random.Random(self.seed).sample(read_list(self.folder / "web.json"), len(kept)),
             "captioner": pairs_of(records, lambda kind, text: bool(text["text"])),
             "both": pairs_of(records, lambda kind, text: text["kept"]),
         }

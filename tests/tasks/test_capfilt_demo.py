@@ -64,6 +64,7 @@ def test_all_rows_and_numbers_are_there(finished: tuple[Path, dict[str, Any]]) -
     bootstrapped = json.loads((output / "seed-0" / "bootstrapped" / "manifest.json").read_text())
     kept = {kind: bootstrapped[kind]["kept"] for kind in ("web", "synthetic")}
     assert run["rows"]["filter"]["pairs"] == 15 + kept["web"]
+    assert run["rows"]["random"]["pairs"] == run["rows"]["filter"]["pairs"]
     assert run["rows"]["both"]["pairs"] == 15 + kept["web"] + kept["synthetic"]
     assert run["rows"]["captioner"]["pairs"] >= 15 + 45
     for row in run["rows"].values():
@@ -92,7 +93,7 @@ def test_truth_about_web_texts_reaches_no_file_that_is_trained_on(
     output, _ = finished
     clean, web = split_pairs(CapFiltDemoSettings(data, output), 0)
     assert not {pair.image for pair in clean} & {pair.image for pair in web}
-    for name in ("human", "web", "filter", "captioner", "both"):
+    for name in ("human", *ROWS):
         entries = json.loads((output / "seed-0" / f"{name}.json").read_text())
         assert {key for entry in entries for key in entry} <= {"image", "caption", "image_id"}
     held_out = {entry["image"].split("/")[-1] for entry in json.loads((data / "test.json").read_text())}
@@ -120,10 +121,15 @@ def test_gains_count_seeds() -> None:
         def row(value: float) -> dict[str, float]:
             return dict.fromkeys(("txt_r1", "txt_r5", "img_r1", "img_r5", "CIDEr", "exact"), value)
 
-        return {"rows": {"web": row(web), "filter": row(web), "captioner": row(0), "both": row(both)}}
+        return {"rows": dict.fromkeys(ROWS, row(0)) | {"web": row(web), "filter": row(web), "both": row(both)}}
 
     counts = gains({"seeds": [run(1, 2), run(1, 1), run(3, 4)]})
-    assert {row: columns["CIDEr"] for row, columns in counts.items()} == {"filter": 0, "captioner": 0, "both": 2}
+    assert {row: columns["CIDEr"] for row, columns in counts.items()} == {
+        "filter": 0,
+        "random": 0,
+        "captioner": 0,
+        "both": 2,
+    }
 
 
 def test_summary_is_over_seeds() -> None:
