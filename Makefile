@@ -1,5 +1,5 @@
 # make demo    train a small BLIP on bundled pictures (about two minutes on 2 cores) and write demo/report.html
-# make capfilt-demo   CapFilt on drawings with known noise, three seeds
+# make capfilt-demo   CapFilt on drawings with known noise, three seeds (40 minutes on 2 cores)
 # make train-demo  pre-train and fine-tune on the emoji set through the launcher (15 minutes on 2 cores; fetches 3 Debian packages)
 # make test    lint, then every test
 # make bench   the quick benchmarks, and build/bench.html, the page of them; make bench-full is everything
