@@ -35,7 +35,10 @@ _K_TEST = 32
 
 @dataclasses.dataclass(frozen=True)
 class SmallSizes:
-    """Sizes of model and batches, smallest share of a picture in a training crop; the learning rates suit them."""
+    """Sizes of model and batches, smallest share of a picture in a training crop; the learning rates suit them.
+
+    So short a training underfits: no dropout, and large patches and small batches, which make many cheap steps.
+    """
 
     image_size: int = 60
     patch: int = 12

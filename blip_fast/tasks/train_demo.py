@@ -21,23 +21,20 @@ from blip_fast.tasks.evaluation.nearest import nearest_caption_scores
 from blip_fast.tasks.metrics.exact import score_captions
 from blip_fast.tasks.programs import PROGRAMS
 from blip_fast.tasks.run import run_task
+from blip_fast.tasks.small import SmallSizes
 from blip_fast.training.distributed import Rank, find_device
 from blip_fast.training.engine import RunOptions
 from blip_fast.training.environment import environment
 
-IMAGE_SIZE = 60
-BATCH_SIZE = 32
 PASSES = 3
 SPLITS = ("train", "val", "test")
+_SIZES = SmallSizes(max_tokens=64)
 # Captions tell colours and left from right, and name what stands at the edge: no flips, gentle crops.
-_AUGMENTATION = dict(crop_share=0.8, flip=False, rand_augment=False)
-# So short a training underfits: no dropout, and large patches and small batches, which make many cheap steps.
-_SIZES = BlipConfig.tiny(
-    image_size=IMAGE_SIZE, vit_patch=12, momentum=0.98, hidden_dropout=0.0, attention_dropout=0.0
-).to_dict()
-_MODEL = {name: value for name, value in _SIZES.items() if name not in ("image_size", "queue_size")}
+_AUGMENTATION = dict(crop_share=_SIZES.crop_share, flip=False, rand_augment=False)
+_CONFIG = _SIZES.config(BlipConfig().vocab_size).to_dict()
+_MODEL = {name: value for name, value in _CONFIG.items() if name not in ("image_size", "queue_size")}
 _COMMON: dict[str, Any] = dict(
-    image_size=IMAGE_SIZE, model=_MODEL, passes_per_epoch=PASSES, workers=0, max_bad_samples=0, log_every=20
+    image_size=_SIZES.image_size, model=_MODEL, passes_per_epoch=PASSES, workers=0, max_bad_samples=0, log_every=20
 )
 
 
@@ -67,9 +64,9 @@ def settings_of(plan: Plan, data: Path, output: Path) -> dict[str, dict[str, Any
             image_root=str(data),
             init_vit="",
             init_bert="",
-            batch_size=BATCH_SIZE,
+            batch_size=_SIZES.batch_size,
             queue_size=512,
-            init_lr=1.5e-3,
+            init_lr=_SIZES.lr,
             warmup_steps=200,
             lr_decay_rate=0.05 ** (1 / plan.pretrain),
             max_epoch=plan.pretrain,
@@ -80,9 +77,9 @@ def settings_of(plan: Plan, data: Path, output: Path) -> dict[str, dict[str, Any
         | dict(
             **fine_tuning,
             dataset="coco",
-            batch_size_train=BATCH_SIZE,
+            batch_size_train=_SIZES.batch_size,
             queue_size=512,
-            init_lr=5e-4,
+            init_lr=_SIZES.finetune_lr,
             k_test=16,
             negative_all_rank=False,
             vit_grad_ckpt=False,
@@ -93,7 +90,7 @@ def settings_of(plan: Plan, data: Path, output: Path) -> dict[str, dict[str, Any
         | dict(
             **fine_tuning,
             coco_gt_root="",
-            batch_size=BATCH_SIZE,
+            batch_size=_SIZES.batch_size,
             init_lr=3e-4,
             max_length=30,
             max_epoch=plan.caption,
@@ -152,7 +149,7 @@ def caption_results(data: Path, folder: Path) -> dict[str, dict[str, float]]:
     best = log_lines(folder)[-1]["best_epoch"]
     entries = json.loads((folder / "result" / f"test_epoch{best}.json").read_text(encoding="utf-8"))
     train, test = (
-        PretrainData([data / f"{name}.json"], data, eval_transform(IMAGE_SIZE)) for name in ("train", "test")
+        PretrainData([data / f"{name}.json"], data, eval_transform(_SIZES.image_size)) for name in ("train", "test")
     )
     written = captions_by_image(entries)
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from blip_fast.benchmarks.environment import REPOSITORY
 from blip_fast.cli.capfilt import command
 from blip_fast.data.demo_pairs import demo_root
 from blip_fast.report.capfilt_demo import capfilt_demo_page, gains
@@ -154,3 +156,19 @@ def test_missing_and_mismatched_files_are_named(data: Path, tmp_path: Path) -> N
     (tmp_path / "train_web.json").write_text("[]")
     with pytest.raises(ValueError, match="different pictures"):
         split_pairs(CapFiltDemoSettings(tmp_path, tmp_path), 0)
+
+
+def test_the_committed_figures_are_of_the_defaults_and_stand_in_the_readme() -> None:
+    recorded = json.loads((REPOSITORY / "benchmarks" / "results" / "capfilt_demo.json").read_text())
+    defaults = CapFiltDemoSettings(Path(), Path())
+    assert {name: recorded[name] for name in ("steps", "finetune_steps", "clean_share", "sizes")} == {
+        name: value for name, value in dataclasses.asdict(defaults).items() if name not in ("data", "output")
+    }
+    readme = (REPOSITORY / "README.md").read_text()
+    for row, title in ROWS.items():
+        cells = [
+            f"{cell['mean']:.{digits}f} ({cell['min']:.{digits}f} to {cell['max']:.{digits}f})"
+            for column, digits in (("txt_r1", 1), ("img_r1", 1), ("CIDEr", 0))
+            for cell in [recorded["summary"]["rows"][row][column]]
+        ]
+        assert f"| {title} | {' | '.join(cells)} |" in readme

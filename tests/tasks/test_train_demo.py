@@ -11,11 +11,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from blip_fast.benchmarks.environment import REPOSITORY
 from blip_fast.cli import main
 from blip_fast.data.demo_pairs import demo_root
-from blip_fast.tasks.train_demo import Plan, prepare
+from blip_fast.tasks.train_demo import Plan, prepare, settings_of
 
 HELD_OUT = 8
+FIGURES = REPOSITORY / "benchmarks" / "results" / "train_demo.json"
 
 
 @pytest.fixture
@@ -65,3 +67,9 @@ def test_what_is_no_emoji_set_is_refused(tmp_path: Path) -> None:
 def test_shortened_plan() -> None:
     assert Plan(12, 8, 4).shortened(0.25) == Plan(3, 2, 1)
     assert Plan(12, 8, 4).shortened(0.001) == Plan(1, 1, 1)
+
+
+def test_the_committed_figures_are_of_these_settings() -> None:
+    recorded = json.loads(FIGURES.read_text())
+    settings = settings_of(Plan(), Path("build/emoji"), Path("build/train-demo"))
+    assert json.loads(json.dumps(settings)) == recorded["settings"]
