@@ -21,7 +21,7 @@ from .environment import last_level_cache_bytes
 from .timing import Clock, clock_for
 
 BUFFER_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}  # at least; more where the caches are large
-GEMM_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
+GEMM_SIZES = {"cpu": (768, 2048), "cuda": (4096, 8192)}
 SECONDS_PER_TRIAL = 0.15
 MIN_RUNS = 3
 GAP = 25_000  # elements, 100 kB
@@ -72,13 +72,12 @@ class MachineLimits:
 
     def measure(self, dtype: torch.dtype, flops: float, bytes: float) -> Limits:
         """The limits now, for a job of ``flops`` operations in ``dtype`` and ``bytes`` of traffic."""
-        if dtype not in self._gemm_rates:
+        new = dtype not in self._gemm_rates
+        memory_bound = not new and self._limits(dtype).bound(flops, bytes) == "memory"
+        if new or not memory_bound:
             self._gemm_rates[dtype] = gemm_rate(self.device, dtype, GEMM_SIZES[self.device.type])
+        if new or memory_bound:
             self._bandwidths = bandwidths(self.device)
-        elif self._limits(dtype).bound(flops, bytes) == "memory":
-            self._bandwidths = bandwidths(self.device)
-        else:
-            self._gemm_rates[dtype] = gemm_rate(self.device, dtype, GEMM_SIZES[self.device.type][-1:])
         return self._limits(dtype)
 
     def _limits(self, dtype: torch.dtype) -> Limits:

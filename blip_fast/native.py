@@ -18,12 +18,18 @@ BUILD_RECORD = Path(__file__).with_name("_build.json")
 def load_error() -> str | None:
     """Load the library; return None, or the reason why it is not there."""
     if not LIBRARY.exists():
-        return build_record().get("reason") or "the C++ library is not built (see `make build`)"
+        return build_record().get("reason") or "the C++ library is not built (see `make setup`)"
     try:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:
         return f"the C++ library does not load: {error}"
     return None
+
+
+@torch.compiler.assume_constant_result
+def outruns_mkl() -> bool:
+    """Whether our fp32 matrix product is about twice as fast as torch's (MKL): on AMD's CPUs from Zen 5 on."""
+    return load_error() is None and torch.ops.blip_fast_native.outruns_mkl()
 
 
 @functools.cache

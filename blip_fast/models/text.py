@@ -23,7 +23,7 @@ from blip_fast.ops import (
     linear_cross_entropy,
     packed_self_attention,
 )
-from blip_fast.ops.linear import linear_layer
+from blip_fast.ops.linear import linear, linear_layer
 from blip_fast.reference.decoder import TextDecoder
 from blip_fast.reference.recompute import recomputed
 from blip_fast.reference.row_groups import RowGroups
@@ -117,7 +117,8 @@ def token_losses(decoder: TextDecoder, hidden: Tensor, labels: Tensor, smoothing
     """Label-smoothed cross-entropy of the decoder's final states (T, width) against labels (T,), -100 for none."""
     head = decoder.cls.predictions
     weight, bias = head.decoder.weight, head.bias
-    return linear_cross_entropy(head.transform(hidden), weight, bias, labels, smoothing, reduction=reduction)
+    transformed = head.transform.LayerNorm(linear_layer(head.transform.dense, hidden, gelu=True))
+    return linear_cross_entropy(transformed, weight, bias, labels, smoothing, reduction=reduction)
 
 
 def embed(module: TextEmbeddings, texts: PackedTexts) -> Tensor:
@@ -299,7 +300,7 @@ def key_value(module: AttentionCore, states: Tensor) -> tuple[Tensor, Tensor | N
         return key, value
     weight = torch.cat([module.key.weight, module.value.weight])
     bias = torch.cat([module.key.bias, module.value.bias])
-    return F.linear(states, weight, bias).unflatten(-1, (2, module.heads, -1)), None
+    return linear(states, weight, bias).unflatten(-1, (2, module.heads, -1)), None
 
 
 def split_heads(states: Tensor, heads: int) -> Tensor:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from blip_fast.models.vit_attention import attend
-from blip_fast.ops.linear import linear_layer
+from blip_fast.ops.linear import linear, linear_layer
 from blip_fast.reference.recompute import recomputed
 from blip_fast.reference.vit import Block, Mlp, SelfAttention, VisionTransformer
 
@@ -47,8 +46,8 @@ def self_attention(module: SelfAttention, hidden: Tensor, class_only: bool) -> T
     if class_only:
         query_weight, key_value_weight = module.qkv.weight.split([width, 2 * width])
         query_bias, key_value_bias = module.qkv.bias.split([width, 2 * width])
-        query = F.linear(hidden[:, :1], query_weight, query_bias).view(batch, 1, heads, depth)
-        key_value = F.linear(hidden, key_value_weight, key_value_bias).view(batch, length, 2, heads, depth)
+        query = linear(hidden[:, :1], query_weight, query_bias).view(batch, 1, heads, depth)
+        key_value = linear(hidden, key_value_weight, key_value_bias).view(batch, length, 2, heads, depth)
         key, value = key_value.unbind(2)
     else:
         query, key, value = linear_layer(module.qkv, hidden).view(batch, length, 3, heads, depth).unbind(2)

@@ -1,7 +1,8 @@
-"""A linear layer with the exact GELU behind it, for inference: few rows at the rate of memory, many at that of arithmetic.
+"""A linear layer with the exact GELU behind it, on a CPU: few rows at the rate of memory, many at that of arithmetic.
 
 Decoding multiplies a dozen rows with every weight of the model, which on a CPU takes torch's product much longer than reading
-the weights (benchmarks/ops/linear.py). No Triton and no CUDA room: on a GPU the product is cuBLAS's, which the reference calls.
+the weights; in training torch's product leaves half of a Zen 5's arithmetic idle (benchmarks/ops/linear.py). No Triton and no
+CUDA room: on a GPU the product is cuBLAS's, which the reference calls.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blip_fast import native
 from blip_fast.ops.registry import Operation
 from blip_fast.reference import linear as reference
 
@@ -20,8 +22,9 @@ from blip_fast.reference import linear as reference
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """``input @ weight.T + bias``, and GELU (arXiv 1606.08415, with the error function) of it if ``gelu``.
 
-    A row of the result depends on that row of the input alone, bit by bit: not on how many rows there are. For inference:
-    no gradient is recorded.
+    Without gradient, a row of the result depends on that row of the input alone, bit by bit: not on how many rows there are.
+    With gradient it is torch's product, but for fp32 on CPUs where ours is faster, and where a backend is forced. Under
+    autocast it is torch's, in autocast's dtype.
 
     Args:
         input: (..., K) floating point, contiguous or not.
@@ -40,12 +43,24 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias has shape {tuple(bias.shape)}; expected ({weight.shape[0]},)")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype != input.dtype:
+    if autocast_enabled(input.device):
+        return reference.linear(input, weight, bias, gelu)
+    parts = [part for part in (input, weight, bias) if part is not None]
+    for name, tensor in zip(("weight", "bias"), parts[1:], strict=False):
+        if tensor.dtype != input.dtype:
             raise ValueError(f"{name} is {tensor.dtype}; expected {input.dtype} as input")
-    with torch.no_grad():
-        rows = _operation.call(input.reshape(-1, input.shape[-1]).contiguous(), weight.contiguous(), bias, gelu)
-    return rows.view(*input.shape[:-1], weight.shape[0])
+    recorded = torch.is_grad_enabled() and any(part.requires_grad for part in parts)
+    if recorded and _torch_trains_faster(input):
+        return reference.linear(input, weight, bias, gelu)
+    flat, fused = input.reshape(-1, input.shape[-1]).contiguous(), gelu and not recorded
+    rows = _operation.call(flat, weight.contiguous(), bias, fused).view(*input.shape[:-1], weight.shape[0])
+    return F.gelu(rows) if gelu and not fused else rows
+
+
+def _torch_trains_faster(input: Tensor) -> bool:
+    if _operation.forced() is not None:
+        return False
+    return input.device.type != "cpu" or input.dtype != torch.float32 or not native.outruns_mkl()
 
 
 def autocast_enabled(device: torch.device) -> bool:
@@ -54,15 +69,11 @@ def autocast_enabled(device: torch.device) -> bool:
 
 
 def linear_layer(module: nn.Module, input: Tensor, gelu: bool = False) -> Tensor:
-    """``module(input)``, then GELU if asked for: by :func:`linear` where no gradient is wanted.
-
-    Modules other than torch's own ``nn.Linear`` (a quantised one) compute as they do, and so does autocast.
-    """
-    plain = type(module) is nn.Linear and not torch.is_grad_enabled()
-    if not plain or autocast_enabled(input.device) or input.dtype != module.weight.dtype:
-        product = module(input)
-        return F.gelu(product) if gelu else product
-    return linear(input, module.weight, module.bias, gelu)
+    """``module(input)``, then GELU if asked, by :func:`linear`; a quantised layer, no ``nn.Linear``, computes as it does."""
+    if type(module) is nn.Linear:
+        return linear(input, module.weight, module.bias, gelu)
+    product = module(input)
+    return F.gelu(product) if gelu else product
 
 
 def linear_layers(like: Tensor) -> Callable[[nn.Module, Tensor, bool], Tensor]:
@@ -87,7 +98,48 @@ def _flops(input: Any, weight: Any, *args: Any, out_shape: Any = None, **kwargs:
     return 2 * input[0] * weight[0] * weight[1]
 
 
+def _backward_fake(
+    grad_output: Tensor, input: Tensor, weight: Tensor, need_input: bool, need_weight: bool, need_bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_input = torch.empty_like(input) if need_input else input.new_empty(0)
+    grad_weight = torch.empty_like(weight) if need_weight else weight.new_empty(0)
+    return grad_input, grad_weight, weight.new_empty(weight.shape[0] if need_bias else 0)
+
+
+def _backward_flops(
+    grad_output: Any, input: Any, weight: Any, need_input: bool, need_weight: bool, *args: Any, **kwargs: Any
+) -> int:
+    return 2 * input[0] * weight[0] * weight[1] * (need_input + need_weight)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, weight, _, gelu = inputs
+    if gelu:
+        raise RuntimeError(
+            "gelu=True has no gradient inside the operation; expected blip_fast.ops.linear, which splits it"
+        )
+    ctx.save_for_backward(input, weight)
+
+
+def _gradient(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    input, weight = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[:3]
+    run = reference.linear_backward if torch.is_grad_enabled() else _backward.call  # the former can be differentiated
+    gradients = run(grad_output.contiguous(), input, weight, *wanted)
+    return (*(grad if needed else None for grad, needed in zip(gradients, wanted, strict=True)), None)
+
+
 _operation = Operation("linear(Tensor input, Tensor weight, Tensor? bias, bool gelu) -> Tensor", _fake)
 _operation.add_reference(reference.linear)
 _operation.add_native("cpu", (torch.float32,))
 _operation.add_flops(_flops)
+_operation.add_autograd(_gradient, _setup_context)
+
+_backward = Operation(
+    "linear_backward(Tensor grad_output, Tensor input, Tensor weight, bool need_input, bool need_weight, bool need_bias) "
+    "-> (Tensor, Tensor, Tensor)",
+    _backward_fake,
+)
+_backward.add_reference(reference.linear_backward)
+_backward.add_native("cpu", (torch.float32,))
+_backward.add_flops(_backward_flops)

@@ -10,3 +10,12 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Te
     """``input @ weight.T + bias``, (R, K) -> (R, N), then GELU (arXiv 1606.08415) if asked for."""
     product = F.linear(input, weight, bias)
     return F.gelu(product) if gelu else product
+
+
+def linear_backward(
+    grad_output: Tensor, input: Tensor, weight: Tensor, need_input: bool, need_weight: bool, need_bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``input @ weight.T + bias`` for input (R, K), weight (N, K) and bias (N,), those not needed empty."""
+    grad_input = grad_output @ weight if need_input else input.new_empty(0)
+    grad_weight = grad_output.t() @ input if need_weight else weight.new_empty(0)
+    return grad_input, grad_weight, grad_output.sum(0) if need_bias else weight.new_empty(0)

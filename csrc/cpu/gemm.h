@@ -7,6 +7,8 @@
 // sum, and the result depends neither on the tiling (depths split at multiples of 128) nor on the number of threads.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -19,8 +21,10 @@
 namespace blip_fast {
 
 constexpr int64_t kPanelColumns = 32;
+constexpr int64_t kBlock = 128;  // rows of a product that stay in the second-level cache
 
-inline int64_t panel_count(int64_t columns) { return (columns + kPanelColumns - 1) / kPanelColumns; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t panel_count(int64_t columns) { return ceil_div(columns, kPanelColumns); }
 inline int64_t padded_to_panels(int64_t columns) { return panel_count(columns) * kPanelColumns; }
 
 // Element (i, k) of A is data[i * row_stride + k * depth_stride].
@@ -33,6 +37,13 @@ struct Operand {
 // c[i * c_stride + j] = sum_k A(i, k) panel[k * 32 + j], added to c where `accumulate`; j runs over all 32 columns.
 void multiply_panel(Operand a, int64_t rows, int64_t depth, const float* panel, float* c, int64_t c_stride,
                     bool accumulate);
+
+template <class F>
+void parallel(int64_t tasks, const F& f) {
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) f(task);
+  });
+}
 
 // Uninitialised floats on a cache line.
 struct Free {

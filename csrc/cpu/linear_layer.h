@@ -1,7 +1,6 @@
 // What linear_cross_entropy multiplies: the rows that count, packed, and blocks of the weight's rows, in fp32.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
@@ -13,17 +12,6 @@
 namespace blip_fast {
 
 using torch::stable::Tensor;
-
-constexpr int64_t kBlock = 128;  // rows of a product that stay in the second-level cache
-
-template <class F>
-void parallel(int64_t tasks, const F& f) {
-  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) f(task);
-  });
-}
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The rows that count, in order.
 struct Counted {

@@ -1,4 +1,4 @@
-"""linear: float64, rows that do not depend on each other, GELU, ragged sizes, opcheck, errors."""
+"""linear: float64, gradients, rows that do not depend on each other, GELU, ragged sizes, opcheck, errors."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import blip_fast
+from blip_fast import native
 from blip_fast.ops import linear
-from blip_fast.ops.linear import _operation, linear_layer, linear_layers
+from blip_fast.ops.linear import _backward, _operation, linear_layer, linear_layers
 
 BACKENDS = [name for name in ("reference", "cpu") if _operation.unavailable(name) is None]
 
@@ -61,6 +62,79 @@ def test_a_row_depends_on_itself_alone(gelu):
         torch.set_num_threads(threads)
 
 
+def gradients(run, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+    out = run(*leaves)
+    generator = torch.Generator().manual_seed(1)
+    return torch.autograd.grad(out, leaves, torch.randn(out.shape, generator=generator).to(out))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rows", [0, 1, 33, 130, 1000])
+@pytest.mark.parametrize(("depth", "columns"), [(32, 64), (300, 131), (37, 7), (8, 1)])
+def test_gradients(backend, rows, depth, columns):
+    tensors = layer(rows, depth, columns)
+    with blip_fast.backend(backend):
+        ours = gradients(linear, *tensors)
+    eager = gradients(F.linear, *tensors)
+    exact = gradients(F.linear, *(tensor.double() for tensor in tensors))
+    for found, peer, truth in zip(ours, eager, exact, strict=True):
+        assert found.shape == truth.shape
+        assert (found - truth).norm() <= 1.5 * (peer - truth).norm() + 1e-7 * truth.norm()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_gelu_and_of_some_inputs(backend):
+    x, weight, bias = layer(50, 40, 30)
+    with blip_fast.backend(backend):
+        ours = gradients(lambda *args: linear(*args, gelu=True), x, weight, bias)
+        (alone,) = gradients(lambda weight: linear(x, weight), weight)
+    torch.testing.assert_close(ours, gradients(lambda *args: F.gelu(F.linear(*args)), x, weight, bias))
+    torch.testing.assert_close((alone,), gradients(lambda weight: F.linear(x, weight), weight))
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the native library is not built")
+def test_gradients_are_the_same_bits_with_any_number_of_threads():
+    tensors = layer(300, 200, 150)
+    threads = torch.get_num_threads()
+    with blip_fast.backend("cpu"):
+        expected = gradients(linear, *tensors)
+        try:
+            torch.set_num_threads(1)
+            assert all(map(torch.equal, gradients(linear, *tensors), expected))
+        finally:
+            torch.set_num_threads(threads)
+
+
+def test_gradcheck():
+    tensors = [tensor.double().requires_grad_() for tensor in layer(5, 4, 3)]
+    with blip_fast.backend("reference"):
+        assert torch.autograd.gradcheck(linear, tensors)
+        assert torch.autograd.gradgradcheck(linear, tensors)
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_training_takes_the_faster_product(monkeypatch, ours):
+    monkeypatch.setattr(native, "outruns_mkl", lambda: ours)
+    x, weight, bias = (tensor.requires_grad_() for tensor in layer(5, 4, 3))
+    assert ("blip_fast_linear" in linear(x, weight, bias).grad_fn.next_functions[0][0].name()) == ours
+    assert "blip_fast" not in linear(x.double(), weight.double()).grad_fn.name()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, weight, bias).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiles_without_a_graph_break(backend):
+    tensors = layer(6, 5, 4)
+    with blip_fast.backend(backend):
+        compiled = torch.compile(lambda *args: linear(*args, gelu=True), fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(gradients(compiled, *tensors), gradients(linear_gelu, *tensors))
+
+
+def linear_gelu(*tensors: torch.Tensor) -> torch.Tensor:
+    return linear(*tensors, gelu=True)
+
+
 def test_leading_dimensions_and_strides():
     x, weight, bias = layer(24, 16, 10)
     shaped = x.view(2, 3, 4, 16)
@@ -73,6 +147,10 @@ def test_opcheck():
     x, weight, bias = layer(7, 16, 10)
     torch.library.opcheck(_operation.call, (x, weight, bias, True))
     torch.library.opcheck(_operation.call, (x, weight, None, False))
+    leaves = [tensor.requires_grad_() for tensor in (x, weight, bias)]
+    torch.library.opcheck(_operation.call, (*leaves, False))
+    grad_output = torch.ones(7, 10)
+    torch.library.opcheck(_backward.call, (grad_output, x.detach(), weight.detach(), True, False, True))
 
 
 def test_layers():
