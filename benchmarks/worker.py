@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -37,7 +39,8 @@ def run_in_child(benchmark: Benchmark, setting: Setting, seconds: float) -> tupl
         sys.stdout.flush()  # what was printed so far comes before what the process prints
         failures = []
         try:
-            code = subprocess.run(command, cwd=REPOSITORY, timeout=seconds, check=False).returncode
+            with _sigterm_unwinds():
+                code = subprocess.run(command, cwd=REPOSITORY, timeout=seconds, check=False).returncode
             if code:
                 failures.append(f"{benchmark.name}: its process ended with {_describe_code(code)}")
         except subprocess.TimeoutExpired:
@@ -46,6 +49,16 @@ def run_in_child(benchmark: Benchmark, setting: Setting, seconds: float) -> tupl
             return [], failures
         document = read(json_file)
         return document.cases, document.failures + failures
+
+
+@contextlib.contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """SIGTERM ends this process by an exception, on which `subprocess.run` kills its child."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_benchmark(benchmark: Benchmark, setting: Setting, json_file: Path, console: Console) -> Document:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -100,6 +102,24 @@ def test_a_benchmark_that_hangs_is_stopped(root):
     add(root, "ops/hangs", HEAD + "import time\ndef cases(setting):\n    time.sleep(600)\n")
     (hangs,), _ = discover(root)
     assert worker.run_in_child(hangs, Setting(CPU), seconds=0.5) == ([], ["hangs: stopped after 0 s"])
+
+
+def test_a_run_that_is_terminated_leaves_no_process_behind(root):
+    pid_file = root / "pid"
+    text = (
+        f"import pathlib, time\ndef cases(setting):\n    pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid()))\n"
+    )
+    add(root, "ops/hangs", HEAD + text + "    time.sleep(600)\n")
+    command = [sys.executable, "-c", "from blip_fast.cli import main; main()", "bench", "run", "--device", "cpu"]
+    command += ["--root", str(root)]
+    run = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run.terminate()
+    assert run.wait(60) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)
 
 
 def test_names_are_checked(root):
