@@ -47,4 +47,6 @@ def _row(case: CaseResult) -> str:
     assert other is not None
     speed = "-" if ours.speedup is None else describe_speedup(ours.speedup)
     cells = [f"{case.benchmark}: {case.case}", other.variant, speed, row_cells(ours)[0]]
-    return "| " + " | ".join([*cells, "-" if memory is None else f"{100 * memory:.2g} %"]) + " |"
+    return (
+        "| " + " | ".join([*cells, "-" if memory is None else f"{100 * memory:.{3 if memory >= 1 else 2}g} %"]) + " |"
+    )

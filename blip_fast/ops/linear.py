@@ -58,7 +58,9 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool
 
 
 def _torch_trains_faster(input: Tensor) -> bool:
-    if _operation.forced() is not None:
+    if (
+        _operation.forced() in _operation.backends
+    ):  # one for all operations that this one has not leaves training to torch
         return False
     return input.device.type != "cpu" or input.dtype != torch.float32 or not native.outruns_mkl()
 
