@@ -58,10 +58,9 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool
 
 
 def _torch_trains_faster(input: Tensor) -> bool:
-    if (
-        _operation.forced() in _operation.backends
-    ):  # one for all operations that this one has not leaves training to torch
-        return False
+    forced = _operation.forced()
+    if forced is not None:
+        return forced not in _operation.backends  # "triton" for all operations leaves training to torch
     return input.device.type != "cpu" or input.dtype != torch.float32 or not native.outruns_mkl()
 
 

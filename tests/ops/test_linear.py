@@ -106,8 +106,9 @@ def test_gradients_are_the_same_bits_with_any_number_of_threads():
             torch.set_num_threads(threads)
 
 
-def test_a_backend_for_all_that_linear_has_not_leaves_training_to_torch(monkeypatch):
-    monkeypatch.setattr(native, "outruns_mkl", lambda: False)
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_backend_for_all_that_linear_has_not_leaves_training_to_torch(monkeypatch, ours):
+    monkeypatch.setattr(native, "outruns_mkl", lambda: ours)
     x, weight, bias = (tensor.requires_grad_() for tensor in layer(5, 4, 3))
     with blip_fast.backend("triton"):
         assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
