@@ -6,7 +6,7 @@
 //   loss_i = lse_i - online_i . target_key_i / temp,   d loss_i / d online_i = (expected_key_i - target_key_i) / temp,
 // where target_key_i = alpha * expected_key(momentum_i) + (1 - alpha) * mean of the positive keys. Per direction that
 // is 16 B E (N + Q) FLOPs (half of that if alpha is 0) and one read of the queue.
-#include "contrastive_panel.h"  // first: it silences a warning about vectors in the headers below
+#include "contrastive_keys.h"  // first: it silences a warning about vectors in the headers below
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -24,100 +24,25 @@
 namespace blip_fast {
 namespace {
 
-using torch::stable::Tensor;
-
 constexpr int64_t kGroup = 128;  // rows per task, at least, so that reading the keys does not bound it
 
-// Rows in panels of kPanelRows; the last panel is as narrow as it can be.
-struct Rows {
-  int64_t count;
-
-  int64_t padded() const { return (count + kRowUnit - 1) / kRowUnit * kRowUnit; }
-  int64_t panels() const { return (count + kPanelRows - 1) / kPanelRows; }
-  int64_t start(int64_t panel) const { return panel * kPanelRows; }
-  int64_t width(int64_t panel) const { return std::min(kPanelRows, padded() - start(panel)); }
-};
-
-// Similarities of one direction: rows are online features and, unless alpha is 0, momentum features of one modality;
-// keys are momentum features of the other one, those of the batch (N) and then those in the queue (Q).
-struct Direction {
-  Tensor online, momentum;   // (B, E), (N, E)
-  Tensor batch_keys, queue;  // (N, E), (E, Q)
-  Tensor logits, gradient;   // out: (B, N) online logits of the batch's keys, (B, E)
-  Tensor features;           // rows packed panel by panel
-};
-
-struct Problem {
-  int64_t batch, gathered, queued, embed, offset;
-  float temp, alpha;
-  const int64_t *ids, *queue_ids;  // (N), (Q), or null: row i's one positive is key offset + i
-  Rows rows, positive_rows;
-  int64_t groups, splits;  // of the rows, of the keys
-
-  int64_t keys() const { return gathered + queued; }
-  int64_t id(int64_t key) const { return key < gathered ? ids[key] : queue_ids[key - gathered]; }
-};
-
-// What one split of the keys contributes to one direction.
-class Partial {
- public:
-  Partial(const Problem& problem, float* memory) : embed_(problem.embed) {
-    const int64_t rows = problem.rows.padded(), positives = problem.ids ? problem.positive_rows.padded() : 0;
-    maximum = memory;
-    total = maximum + rows;
-    carry = total + rows;
-    matches = carry + rows;
-    expected_ = matches + positives;
-    positive_ = expected_ + embed_ * rows;
-  }
-  static int64_t size(const Problem& problem) {
-    const int64_t positives = problem.ids ? problem.positive_rows.padded() : 0;
-    return (problem.embed + 3) * problem.rows.padded() + (problem.embed + 1) * positives;
-  }
-  float* expected(int64_t start) const { return expected_ + embed_ * start; }
-  float* positive(int64_t start) const { return positive_ + embed_ * start; }
-
-  float *maximum, *total, *carry;  // (rows) each, see Panel
-  float* matches;                  // (online rows): number of positives seen
-
- private:
-  int64_t embed_;
-  float *expected_, *positive_;  // sums of weighted keys, of positive keys; packed panel by panel
-};
-
-void pack_rows(const Problem& problem, const Direction& d) {
+// Rows of X, packed panel by panel.
+template <class E>
+Buffer<E> pack_rows(const Problem& problem, const Direction& d) {
   const float* const online = static_cast<const float*>(d.online.const_data_ptr());
   const float* const momentum = static_cast<const float*>(d.momentum.const_data_ptr()) + problem.offset * problem.embed;
-  float* const out = static_cast<float*>(d.features.mutable_data_ptr());
+  const int64_t depth = Packing<E>::padded(problem.embed);
+  Buffer<E> features = buffer<E>(problem.rows.padded() * depth);
+  std::fill_n(features.get(), problem.rows.padded() * depth, E(0.0f));
   for (int64_t panel = 0; panel < problem.rows.panels(); ++panel) {
     const int64_t start = problem.rows.start(panel), width = problem.rows.width(panel);
     for (int64_t r = start; r < std::min(start + width, problem.rows.count); ++r) {
       const float* const row =
           r < problem.batch ? online + r * problem.embed : momentum + (r - problem.batch) * problem.embed;
-      for (int64_t e = 0; e < problem.embed; ++e) out[(start * problem.embed) + e * width + r - start] = row[e];
+      KeyTile<E>::pack_feature(row, r - start, width, problem.embed, features.get() + start * depth);
     }
   }
-}
-
-template <class T>
-BLIP_FAST_MULTIVERSION void pack_columns(const T* queue, int64_t stride, int64_t embed, int64_t count, float* tile) {
-  for (int64_t e = 0; e < embed; ++e) {
-    for (int64_t j = 0; j < count; ++j) tile[e * kTile + j] = static_cast<float>(queue[e * stride + j]);
-  }
-}
-
-void pack_keys(const Problem& problem, const Direction& d, int64_t begin, int64_t count, float* tile) {
-  const float* const batch_keys = static_cast<const float*>(d.batch_keys.const_data_ptr());
-  const int64_t of_batch = std::clamp<int64_t>(problem.gathered - begin, 0, count);
-  for (int64_t j = 0; j < of_batch; ++j) {
-    for (int64_t e = 0; e < problem.embed; ++e) tile[e * kTile + j] = batch_keys[(begin + j) * problem.embed + e];
-  }
-  if (of_batch == count) return;
-  dispatch_float(d.queue.scalar_type(), [&](auto type) {
-    using T = typename decltype(type)::type;
-    const T* const queue = static_cast<const T*>(d.queue.const_data_ptr()) + begin + of_batch - problem.gathered;
-    pack_columns(queue, problem.queued, problem.embed, count - of_batch, tile + of_batch);
-  });
+  return features;
 }
 
 // Weights 1 for positives and 0 for other keys; false if there is none.
@@ -150,57 +75,53 @@ void write_logits(const Problem& problem, const Direction& d, int64_t begin, int
   }
 }
 
-struct Range {
-  int64_t begin, end;
-};
-
-Range share(int64_t total, int64_t parts, int64_t part) { return {total * part / parts, total * (part + 1) / parts}; }
-
 // One group of rows against one split of the keys.
+template <class E>
 class Sweep {
  public:
-  Sweep(const Problem& problem, const Direction& direction, const Partial& partial, int64_t group)
-      : problem_(problem), direction_(direction), partial_(partial), group_(group) {
+  Sweep(const Problem& problem, const Direction& direction, const E* features, const Partial& partial, int64_t group)
+      : problem_(problem),
+        direction_(direction),
+        features_(features),
+        partial_(partial),
+        group_(group),
+        tile_(problem.embed) {
     const int64_t embed = problem.embed, rows = std::min(kPanelRows, problem.rows.padded());
-    scratch_ =
-        torch::stable::new_empty(direction.features, {kTile * (embed + rows) + (embed + 1) * rows}, ScalarType::Float);
-    tile_ = static_cast<float*>(scratch_.mutable_data_ptr());
+    scratch_ = buffer<float>(kTile * rows + (embed + 1) * rows);
     panel_.embed = embed;
-    panel_.tile = tile_;
     panel_.scale = kLog2E / problem.temp;
-    panel_.scores = tile_ + kTile * embed;
+    panel_.scores = scratch_.get();
     panel_.sum = panel_.scores + kTile * rows;
     panel_.factor = panel_.sum + embed * rows;
   }
 
   void run(int64_t split) {
-    const Range tiles = share((problem_.keys() + kTile - 1) / kTile, problem_.splits, split);
+    const Range tiles = share(ceil_div(problem_.keys(), kTile), problem_.splits, split);
     for (int64_t begin = tiles.begin * kTile; begin < std::min(tiles.end * kTile, problem_.keys()); begin += kTile) {
       panel_.keys = std::min(kTile, problem_.keys() - begin);
-      pack_keys(problem_, direction_, begin, panel_.keys, tile_);
+      tile_.pack(problem_, direction_, begin, panel_.keys, after_tile(begin));
       accumulate(begin);
       if (problem_.ids) accumulate_positives(begin);
     }
   }
 
  private:
+  static constexpr int64_t kTile = KeyTile<E>::kTile;
+
   void accumulate(int64_t begin) {
     const Rows& rows = problem_.rows;
     const Range panels = share(rows.panels(), problem_.groups, group_);
-    panel_.next = after_tile(begin);
     for (int64_t i = panels.begin; i < panels.end; ++i) {
       const int64_t start = rows.start(i);
       panel_.rows = rows.width(i);
-      panel_.features = static_cast<const float*>(direction_.features.const_data_ptr()) + start * problem_.embed;
       panel_.expected = partial_.expected(start);
       panel_.maximum = partial_.maximum + start;
       panel_.total = partial_.total + start;
       panel_.carry = partial_.carry + start;
-      run_best<Scores>(panel_);
+      tile_.scores(features_ + start * Packing<E>::padded(problem_.embed), panel_);
       write_logits(problem_, direction_, begin, start, panel_);
       run_best<Weights>(panel_);
-      run_best<WeightedKeys>(panel_);
-      panel_.next = {};
+      add_weighted_keys();
     }
   }
 
@@ -211,11 +132,16 @@ class Sweep {
       const int64_t start = rows.start(i);
       panel_.rows = rows.width(i);
       panel_.expected = partial_.positive(start);
-      if (mark_positives(problem_, begin, start, panel_, partial_.matches)) run_best<WeightedKeys>(panel_);
+      if (mark_positives(problem_, begin, start, panel_, partial_.matches)) add_weighted_keys();
     }
   }
 
-  // The keys of the queue that follow the tile. Its rows lie pages apart, which no hardware prefetches.
+  void add_weighted_keys() {
+    tile_.weighted_sum(panel_);
+    run_best<AddSum>(panel_);
+  }
+
+  // The keys of the queue that follow the tile.
   Prefetch after_tile(int64_t begin) const {
     const int64_t next = begin + kTile - problem_.gathered, size = direction_.queue.element_size();
     if (next < 0 || next >= problem_.queued) return {};
@@ -225,10 +151,11 @@ class Sweep {
 
   const Problem& problem_;
   const Direction& direction_;
+  const E* const features_;
   const Partial& partial_;
   const int64_t group_;
-  Tensor scratch_;
-  float* tile_;
+  KeyTile<E> tile_;
+  FloatBuffer scratch_;
   Panel panel_{};
 };
 
@@ -298,12 +225,18 @@ RowResult finish_row(const Problem& problem, const Direction& d, const std::vect
 void split(Problem& problem) {
   const int64_t threads = torch::stable::get_num_threads();
   problem.groups = std::clamp<int64_t>(problem.rows.padded() / kGroup, 1, (threads + 1) / 2);
-  const int64_t tiles = (problem.keys() + kTile - 1) / kTile;
+  const int64_t tiles = ceil_div(problem.keys(), problem.tile);
   problem.splits = std::clamp<int64_t>(threads / std::gcd(threads, 2 * problem.groups), 1, tiles);  // as many for each
+}
+
+bool all_bf16(std::initializer_list<Tensor> tensors) {
+  return std::all_of(tensors.begin(), tensors.end(),
+                     [](const Tensor& tensor) { return tensor.scalar_type() == ScalarType::BFloat16; });
 }
 
 Tensor as_float(const Tensor& tensor) { return torch::stable::to(tensor, ScalarType::Float); }
 
+template <class E>
 std::vector<Partial> sweep_all(const Problem& problem, const Direction (&directions)[2], const Tensor& memory) {
   std::vector<Partial> partials;  // of direction 0, then of direction 1
   float* const begin = static_cast<float*>(memory.mutable_data_ptr());
@@ -311,11 +244,10 @@ std::vector<Partial> sweep_all(const Problem& problem, const Direction (&directi
     partials.emplace_back(problem, begin + i * Partial::size(problem));
     std::fill_n(partials.back().maximum, problem.rows.padded(), kMinusInf);
   }
-  torch::stable::parallel_for(0, 2 * problem.splits * problem.groups, 1, [&](int64_t first, int64_t last) {
-    for (int64_t task = first; task < last; ++task) {
-      const int64_t i = task / problem.groups;
-      Sweep(problem, directions[i / problem.splits], partials[i], task % problem.groups).run(i % problem.splits);
-    }
+  const Buffer<E> features[2] = {pack_rows<E>(problem, directions[0]), pack_rows<E>(problem, directions[1])};
+  parallel(2 * problem.splits * problem.groups, [&](int64_t task) {
+    const int64_t i = task / problem.groups, d = i / problem.splits;
+    Sweep<E>(problem, directions[d], features[d].get(), partials[i], task % problem.groups).run(i % problem.splits);
   });
   return partials;
 }
@@ -344,18 +276,10 @@ std::tuple<Tensor, Tensor> finish(const Problem& problem, const Direction (&dire
 
 Direction direction(const Problem& problem, const Tensor& online, const Tensor& momentum, const Tensor& keys,
                     const Tensor& queue) {
-  const auto buffer = [](std::initializer_list<int64_t> size) {
-    return torch::stable::empty(std::vector<int64_t>(size), ScalarType::Float);
+  const auto matrix = [](int64_t rows, int64_t columns) {
+    return torch::stable::empty({rows, columns}, ScalarType::Float);
   };
-  Direction d{online,
-              momentum,
-              keys,
-              queue,
-              buffer({problem.batch, problem.gathered}),
-              buffer({problem.batch, problem.embed}),
-              torch::stable::new_zeros(online, {problem.rows.padded() * problem.embed}, ScalarType::Float)};
-  pack_rows(problem, d);
-  return d;
+  return {online, momentum, keys, queue, matrix(problem.batch, problem.gathered), matrix(problem.batch, problem.embed)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> contrastive_loss(
@@ -371,8 +295,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> contrastive_loss(
   problem.alpha = *static_cast<const float*>(alpha.const_data_ptr());
   problem.ids = ids ? static_cast<const int64_t*>(ids->const_data_ptr()) : nullptr;
   problem.queue_ids = queue_ids ? static_cast<const int64_t*>(queue_ids->const_data_ptr()) : nullptr;
-  problem.rows = {problem.alpha == 0 ? problem.batch : 2 * problem.batch};
-  problem.positive_rows = {problem.batch};
+  const bool in_bf16 =
+      has_bf16_products() && all_bf16({image_feat, text_feat, image_feat_m, text_feat_m, image_queue, text_queue});
+  const int64_t unit = in_bf16 ? KeyTile<BFloat16>::kRowUnit : KeyTile<float>::kRowUnit;
+  problem.tile = in_bf16 ? KeyTile<BFloat16>::kTile : KeyTile<float>::kTile;
+  problem.rows = {problem.alpha == 0 ? problem.batch : 2 * problem.batch, unit};
+  problem.positive_rows = {problem.batch, unit};
   split(problem);
 
   const Tensor images_m = as_float(image_feat_m), texts_m = as_float(text_feat_m);
@@ -380,7 +308,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> contrastive_loss(
                                    direction(problem, as_float(text_feat), texts_m, images_m, image_queue)};
   const Tensor memory =
       torch::stable::new_zeros(images_m, {2 * problem.splits * Partial::size(problem)}, ScalarType::Float);
-  const std::vector<Partial> partials = sweep_all(problem, directions, memory);
+  const std::vector<Partial> partials =
+      in_bf16 ? sweep_all<BFloat16>(problem, directions, memory) : sweep_all<float>(problem, directions, memory);
   const auto [loss, grad_temp] = finish(problem, directions, partials);
   return {loss, directions[0].logits, directions[1].logits, directions[0].gradient, directions[1].gradient, grad_temp};
 }

@@ -1,7 +1,7 @@
-// A few rows of features against one tile of keys: products, softmax weights, and the sum of weighted keys.
+// A few rows of features against one tile of keys: softmax weights, and the sum of weighted keys.
 //
-// Matrices of a panel hold its rows innermost, so that vectors run over rows and neither product needs its keys
-// transposed: scores^T = keys X^T and expected^T = keys^T weights^T.
+// Matrices of a panel hold its rows innermost, so that vectors run over rows, and neither product in fp32 needs its
+// keys transposed: scores^T = keys X^T and expected^T = keys^T weights^T.
 #pragma once
 
 #include "simd.h"  // first: it silences a warning about vectors in the headers below
@@ -15,33 +15,20 @@
 
 namespace blip_fast {
 
-constexpr int64_t kTile = 128;      // keys per tile: at E = 256 a tile takes 128 KB of the second-level cache
-constexpr int64_t kRowUnit = 16;    // the widest vector: numbers of rows are rounded up to it
-constexpr int64_t kPanelRows = 64;  // at most
 constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
 
 struct Panel {
-  int64_t rows;           // a multiple of kRowUnit
-  int64_t embed;          // E
-  const float* tile;      // (E, kTile)
-  int64_t keys;           // in the tile
-  const float* features;  // (E, rows)
-  float scale;            // log2(e) / temp
-  float* scores;          // (kTile, rows): products feature . key, then weights
-  float* sum;             // (E, rows): scratch
-  float* expected;        // (E, rows): sum of weight * key over all tiles
-  float* maximum;         // (rows): of the logits to base 2
-  float* total;           // (rows): sum of weights
-  float* carry;   // (rows): what rounding has added to total (Kahan): hundreds of tiles would make it several units
-  float* factor;  // (rows): what brings earlier sums to the new maximum
-  Prefetch next;  // where the queue continues after this tile
-};
-
-struct Scores {
-  template <class Isa>
-  static BLIP_FAST_INLINE void run(const Panel& p) {
-    multiply<Isa>({{p.tile, 1, kTile}, p.features, p.rows, p.scores, p.rows, p.keys, p.rows, p.embed, false, {p.next}});
-  }
+  int64_t rows;     // a multiple of the widest vector
+  int64_t embed;    // E
+  int64_t keys;     // in the tile
+  float scale;      // log2(e) / temp
+  float* scores;    // (keys, rows): products feature . key, then weights
+  float* sum;       // (E, rows): scratch
+  float* expected;  // (E, rows): sum of weight * key over all tiles
+  float* maximum;   // (rows): of the logits to base 2
+  float* total;     // (rows): sum of weights
+  float* carry;     // (rows): what rounding has added to total (Kahan): hundreds of tiles would make it several units
+  float* factor;    // (rows): what brings earlier sums to the new maximum
 };
 
 // Scores become weights 2^(logit - maximum); maximum, total and factor follow.
@@ -85,13 +72,11 @@ struct Weights {
   }
 };
 
-// expected = expected * factor + weighted keys. The tile is summed on its own: one chain over all keys would round
-// more.
-struct WeightedKeys {
+// expected = expected * factor + sum. A tile is summed on its own: one chain over all keys would round more.
+struct AddSum {
   template <class Isa>
   static BLIP_FAST_INLINE void run(const Panel& p) {
     using Vector = typename Isa::Vector;
-    multiply<Isa>({{p.tile, kTile, 1}, p.scores, p.rows, p.sum, p.rows, p.embed, p.rows, p.keys, false});
     for (int64_t e = 0; e < p.embed; ++e) {
       for (int64_t r = 0; r < p.rows; r += Isa::kWidth) {
         float* const expected = p.expected + e * p.rows + r;

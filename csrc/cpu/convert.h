@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../common/macros.h"
 #include "simd.h"
 
 namespace blip_fast {
@@ -56,6 +57,11 @@ BLIP_FAST_INLINE void load_row(float* to, const T* from, int64_t count) {
 template <class T>
 BLIP_FAST_INLINE void store_row(T* to, const float* from, int64_t count, float factor) {
   for (int64_t i = 0; i < count; ++i) from_float(from[i] * factor, to + i);
+}
+
+template <class From, class To>
+BLIP_FAST_MULTIVERSION void convert(const From* from, int64_t count, To* to) {
+  for (int64_t i = 0; i < count; ++i) from_float(to_float(from[i]), to + i);
 }
 
 }  // namespace blip_fast

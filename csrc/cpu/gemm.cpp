@@ -9,11 +9,11 @@ namespace {
 
 constexpr int64_t kDepth = 128;  // one sum's length: twice as long is 3 % faster and errs 1.5 times as much as eager
 
-using Kernel = void (*)(Operand, int64_t, const float*, float*, int64_t, bool);
+using Kernel = void (*)(Operand<float>, int64_t, const float*, float*, int64_t, bool);
 
 // kRows x (2 vectors) accumulators; the panel is walked in slices of two vectors.
 template <int kWidth, int kRows>
-BLIP_FAST_INLINE void multiply_rows(Operand a, int64_t depth, const float* panel, float* c, int64_t c_stride,
+BLIP_FAST_INLINE void multiply_rows(Operand<float> a, int64_t depth, const float* panel, float* c, int64_t c_stride,
                                     bool accumulate) {
   typedef float Vector __attribute__((vector_size(kWidth * sizeof(float))));
   typedef float Unaligned __attribute__((vector_size(kWidth * sizeof(float)), aligned(sizeof(float))));
@@ -49,20 +49,20 @@ BLIP_FAST_INLINE void multiply_rows(Operand a, int64_t depth, const float* panel
 // As many rows as leave registers for the two vectors of B and one broadcast: 32 registers in AVX-512, else 16.
 #if defined(BLIP_FAST_HAVE_TARGET_CLONES)
 template <int kRows>
-__attribute__((target("arch=x86-64-v4"))) void rows_avx512(Operand a, int64_t depth, const float* panel, float* c,
-                                                           int64_t c_stride, bool accumulate) {
+__attribute__((target("arch=x86-64-v4"))) void rows_avx512(Operand<float> a, int64_t depth, const float* panel,
+                                                           float* c, int64_t c_stride, bool accumulate) {
   multiply_rows<16, kRows>(a, depth, panel, c, c_stride, accumulate);
 }
 
 template <int kRows>
-__attribute__((target("arch=x86-64-v3"))) void rows_avx2(Operand a, int64_t depth, const float* panel, float* c,
+__attribute__((target("arch=x86-64-v3"))) void rows_avx2(Operand<float> a, int64_t depth, const float* panel, float* c,
                                                          int64_t c_stride, bool accumulate) {
   multiply_rows<8, kRows>(a, depth, panel, c, c_stride, accumulate);
 }
 #endif
 
 template <int kRows>
-void rows_portable(Operand a, int64_t depth, const float* panel, float* c, int64_t c_stride, bool accumulate) {
+void rows_portable(Operand<float> a, int64_t depth, const float* panel, float* c, int64_t c_stride, bool accumulate) {
   multiply_rows<4, kRows>(a, depth, panel, c, c_stride, accumulate);
 }
 
@@ -99,7 +99,7 @@ Kernels choose_kernels() {
 
 }  // namespace
 
-void multiply_panel(Operand a, int64_t rows, int64_t depth, const float* panel, float* c, int64_t c_stride,
+void multiply_panel(Operand<float> a, int64_t rows, int64_t depth, const float* panel, float* c, int64_t c_stride,
                     bool accumulate) {
   static const Kernels kernels = choose_kernels();
   const int64_t steps = (rows + kernels.most_rows - 1) / kernels.most_rows;
@@ -107,7 +107,7 @@ void multiply_panel(Operand a, int64_t rows, int64_t depth, const float* panel, 
     const float* data = a.data + k * a.depth_stride;
     for (int64_t step = 0, row = 0; step < steps; ++step) {
       const int64_t next = rows * (step + 1) / steps;  // evenly: a step of one row runs at a fraction of the rate
-      const Operand part{data + row * a.row_stride, a.row_stride, a.depth_stride};
+      const Operand<float> part{data + row * a.row_stride, a.row_stride, a.depth_stride};
       kernels.by_rows[next - row - 1](part, std::min(kDepth, depth - k), panel + k * kPanelColumns, c + row * c_stride,
                                       c_stride, accumulate || k > 0);
       row = next;

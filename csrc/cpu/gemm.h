@@ -27,15 +27,39 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t panel_count(int64_t columns) { return ceil_div(columns, kPanelColumns); }
 inline int64_t padded_to_panels(int64_t columns) { return panel_count(columns) * kPanelColumns; }
 
+// How a panel holds elements of type E: those of kPair consecutive rows side by side, up to a padded depth.
+template <class E>
+struct Packing;
+
+template <>
+struct Packing<float> {
+  static constexpr int64_t kPair = 1;
+  static int64_t padded(int64_t depth) { return depth; }
+};
+
+// Element (k, j) of the panel.
+template <class E>
+E* at(E* panel, int64_t k, int64_t j) {
+  constexpr int64_t kPair = Packing<E>::kPair;
+  return panel + (k / kPair * kPanelColumns + j) * kPair + k % kPair;
+}
+
+// The left operand, A.
+template <class E>
+struct Operand;
+
 // Element (i, k) of A is data[i * row_stride + k * depth_stride].
-struct Operand {
+template <>
+struct Operand<float> {
   const float* data;
   int64_t row_stride;
   int64_t depth_stride;
 };
 
+inline Operand<float> row_operand(const float* data, int64_t stride) { return {data, stride, 1}; }
+
 // c[i * c_stride + j] = sum_k A(i, k) panel[k * 32 + j], added to c where `accumulate`; j runs over all 32 columns.
-void multiply_panel(Operand a, int64_t rows, int64_t depth, const float* panel, float* c, int64_t c_stride,
+void multiply_panel(Operand<float> a, int64_t rows, int64_t depth, const float* panel, float* c, int64_t c_stride,
                     bool accumulate);
 
 template <class F>
@@ -45,18 +69,23 @@ void parallel(int64_t tasks, const F& f) {
   });
 }
 
-// Uninitialised floats on a cache line.
+// Uninitialised elements on a cache line.
 struct Free {
-  void operator()(float* data) const { std::free(data); }
+  void operator()(void* data) const { std::free(data); }
 };
-using FloatBuffer = std::unique_ptr<float[], Free>;
+template <class E>
+using Buffer = std::unique_ptr<E[], Free>;
+using FloatBuffer = Buffer<float>;
 
-inline FloatBuffer float_buffer(int64_t count) {
-  const size_t bytes = (static_cast<size_t>(count) * sizeof(float) + 63) / 64 * 64;
-  auto* data = static_cast<float*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64)));
+template <class E>
+Buffer<E> buffer(int64_t count) {
+  const size_t bytes = (static_cast<size_t>(count) * sizeof(E) + 63) / 64 * 64;
+  auto* data = static_cast<E*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64)));
   STD_TORCH_CHECK(data != nullptr, "out of memory: ", bytes, " bytes of scratch");
-  return FloatBuffer(data);
+  return Buffer<E>(data);
 }
+
+inline FloatBuffer float_buffer(int64_t count) { return buffer<float>(count); }
 
 // One panel from rows of B: 32 (or `columns`) consecutive elements of each.
 template <class T>

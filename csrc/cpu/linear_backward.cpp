@@ -25,7 +25,7 @@ FloatBuffer pack(const float* matrix, int64_t depth, int64_t columns) {
 }
 
 // out (rows x columns) = a (rows x depth) b (depth x columns)
-void multiply(Operand a, const float* b, int64_t rows, int64_t depth, int64_t columns, float* out) {
+void multiply(Operand<float> a, const float* b, int64_t rows, int64_t depth, int64_t columns, float* out) {
   if (depth == 0) std::fill_n(out, rows * columns, 0.0f);
   if (depth == 0 || rows == 0) return;
   const FloatBuffer panels = pack(b, depth, columns);

@@ -18,8 +18,8 @@
 
 #include "../common/dtypes.h"
 #include "../common/exp.h"
-#include "gemm.h"
-#include "linear_layer.h"
+#include "linear_cross_entropy.h"
+#include "logit_gradient.h"
 
 namespace blip_fast {
 namespace {
@@ -79,21 +79,22 @@ std::pair<float, float> combine(const std::vector<Statistics>& statistics, int64
   return {maximum + std::log(sum), total};
 }
 
-template <class T>
+template <class E, class T>
 void forward(const Layer<T>& layer, const Counted& counted, float smoothing, T* logits, float* losses, float* lse) {
   const int64_t n = counted.size(), panels = panel_count(n), blocks = ceil_div(layer.vocabulary, kBlock);
-  const FloatBuffer hidden = pack_hidden_transposed(layer, counted);
+  const int64_t depth = Packing<E>::padded(layer.width);
+  const Buffer<E> hidden = pack_hidden_transposed<E>(layer, counted);
   std::vector<Statistics> statistics(blocks * panels);
   std::vector<float> at_label(n);
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-    FloatBuffer scratch;
+    Buffer<E> scratch;
     const FloatBuffer tile = float_buffer(kBlock * kPanelColumns);
     for (int64_t block = begin; block < end; ++block) {
       const int64_t word = block * kBlock, rows = std::min(kBlock, layer.vocabulary - word);
-      const Operand weight = weight_rows(layer, word, rows, scratch);
+      const Operand<E> weight = weight_rows(layer, word, rows, scratch);
       for (int64_t p = 0; p < panels; ++p) {
         const int64_t first = p * kPanelColumns, columns = std::min(kPanelColumns, n - first);
-        multiply_panel(weight, rows, layer.width, hidden.get() + first * layer.width, tile.get(), kPanelColumns, false);
+        multiply_panel(weight, rows, depth, hidden.get() + first * depth, tile.get(), kPanelColumns, false);
         add_bias(layer.bias ? layer.bias + word : nullptr, rows, tile.get(), kPanelColumns);
         const int64_t kept = logits ? std::min(columns, layer.width - first) : 0;
         if (kept > 0) store_logits(tile.get(), rows, kept, logits + word * layer.width + first, layer.width);
@@ -148,33 +149,32 @@ BLIP_FAST_MULTIVERSION float sum(const float* x, int64_t count) {
   return result;
 }
 
-template <class T>
+template <class E, class T>
 class Backward {
  public:
   Backward(const Layer<T>& layer, const Counted& counted, RowFactors factors, float smoothing, T* logits)
-      : layer_(layer), counted_(counted), factors_(std::move(factors)), smoothing_(smoothing), logits_(logits) {
-    const int64_t n = counted.size();
-    padded_ = padded_to_panels(layer.width);
-    kept_ = logits == nullptr ? 0 : std::min(n, layer.width);
-    // An odd number of cache lines: columns of D then spread over all sets of the cache.
-    stride_ = padded_to_panels(n) + 16;
-    if (kept_ < n) hidden_transposed_ = pack_hidden_transposed(layer, counted);
-    d_ = float_buffer(std::min(kChunk, layer.vocabulary) * stride_);
+      : layer_(layer),
+        counted_(counted),
+        factors_(std::move(factors)),
+        smoothing_(smoothing),
+        logits_(logits),
+        kept_(logits == nullptr ? 0 : std::min(counted.size(), layer.width)),
+        padded_(padded_to_panels(layer.width)),
+        d_(std::min(kChunk, layer.vocabulary), counted.size()) {
+    if (kept_ < size()) hidden_transposed_ = pack_hidden_transposed<E>(layer, counted);
   }
 
   // Null pointers: that gradient is not wanted. grad_weight may be the kept logits.
   void run(T* grad_hidden, T* grad_weight, T* grad_bias) {
-    if (grad_weight) hidden_ = pack_hidden(layer_, counted_);
-    if (grad_hidden) weight_ = float_buffer(std::min(kChunk, layer_.vocabulary) * padded_);
+    if (grad_weight) hidden_ = pack_hidden<E>(layer_, counted_);
+    if (grad_hidden) weight_ = buffer<E>(padded(std::min(kChunk, layer_.vocabulary)) * padded_);
     if (grad_hidden) sum_hidden_ = float_buffer(size() * padded_);
     const int64_t panels = panel_count(layer_.width), row_blocks = ceil_div(size(), kBlock);
     for (int64_t word = 0; word < layer_.vocabulary; word += kChunk) {
       const int64_t words = std::min(kChunk, layer_.vocabulary - word);
-      const int64_t d_tasks = ceil_div(words, kRows), pack_tasks = grad_hidden ? panels : 0;
+      const int64_t d_tasks = ceil_div(words, kStrip), pack_tasks = grad_hidden ? panels : 0;
       parallel(d_tasks + pack_tasks, [&](int64_t task) {
-        if (task < d_tasks)
-          return gradient_of_logits(word + task * kRows, std::min(kRows, words - task * kRows),
-                                    d_.get() + task * kRows * stride_, grad_bias);
+        if (task < d_tasks) return gradient_of_logits(word, task * kStrip, words, grad_bias);
         pack_weight(word, words, (task - d_tasks) * kPanelColumns);
       });
       const int64_t weight_tasks = grad_weight ? ceil_div(words, kBlock) * panels : 0;
@@ -193,35 +193,38 @@ class Backward {
   }
 
  private:
-  static constexpr int64_t kRows = 32;
-
   int64_t size() const { return counted_.size(); }
+  static int64_t padded(int64_t depth) { return Packing<E>::padded(depth); }
 
-  // d[i, r] for word + i.
-  void gradient_of_logits(int64_t word, int64_t rows, float* d, T* grad_bias) {
+  // The strip of D of the chunk from `chunk` on that begins with its word `first`.
+  void gradient_of_logits(int64_t chunk, int64_t first, int64_t words, T* grad_bias) {
     const float uniform = smoothing_ / static_cast<float>(layer_.vocabulary);
-    if (kept_ < size()) recompute(word, rows, uniform, d);
+    const int64_t word = chunk + first, rows = std::min(kStrip, words - first), stride = d_.strip_stride(size());
+    FloatBuffer scratch;
+    float* const d = d_.strip(first, scratch);
+    if (kept_ < size()) recompute(word, rows, uniform, d, stride);
     for (int64_t i = 0; i < rows && kept_ > 0; ++i) {
       const T* x = logits_ + (word + i) * layer_.width;
-      softmax_gradient(x, kept_, factors_.lse.get(), factors_.grad.get(), uniform, d + i * stride_);
+      softmax_gradient(x, kept_, factors_.lse.get(), factors_.grad.get(), uniform, d + i * stride);
     }
     for (int64_t r = 0; r < size(); ++r) {
       const int64_t i = counted_.label[r] - word;
-      if (i >= 0 && i < rows) d[i * stride_ + r] -= (1.0f - smoothing_) * factors_.grad[r];
+      if (i >= 0 && i < rows) d[i * stride + r] -= (1.0f - smoothing_) * factors_.grad[r];
     }
-    for (int64_t i = 0; grad_bias && i < rows; ++i) grad_bias[word + i] = static_cast<T>(sum(d + i * stride_, size()));
+    for (int64_t i = 0; grad_bias && i < rows; ++i) grad_bias[word + i] = static_cast<T>(sum(d + i * stride, size()));
+    d_.store(d, first, rows);
   }
 
-  void recompute(int64_t word, int64_t rows, float uniform, float* d) {
-    FloatBuffer scratch;
-    const Operand weight = weight_rows(layer_, word, rows, scratch);
+  void recompute(int64_t word, int64_t rows, float uniform, float* d, int64_t stride) {
+    Buffer<E> scratch;
+    const Operand<E> weight = weight_rows(layer_, word, rows, scratch);
+    const int64_t depth = padded(layer_.width);
     for (int64_t p = kept_ / kPanelColumns; p < panel_count(size()); ++p) {
       const int64_t r = p * kPanelColumns;
-      const float* panel = hidden_transposed_.get() + r * layer_.width;
-      multiply_panel(weight, rows, layer_.width, panel, d + r, stride_, false);
-      add_bias(layer_.bias ? layer_.bias + word : nullptr, rows, d + r, stride_);
+      multiply_panel(weight, rows, depth, hidden_transposed_.get() + r * depth, d + r, stride, false);
+      add_bias(layer_.bias ? layer_.bias + word : nullptr, rows, d + r, stride);
       for (int64_t i = 0; i < rows; ++i) {
-        float* x = d + i * stride_ + r;
+        float* x = d + i * stride + r;
         softmax_gradient(x, kPanelColumns, factors_.lse.get() + r, factors_.grad.get() + r, uniform, x);
       }
     }
@@ -230,9 +233,9 @@ class Backward {
   // out (words x C) = D hidden, the 128 x 32 tile at (first, column)
   void weight_tile(int64_t words, int64_t first, int64_t column, T* out) {
     const int64_t rows = std::min(kBlock, words - first), columns = std::min(kPanelColumns, layer_.width - column);
+    const int64_t depth = padded(size());
     alignas(64) float tile[kBlock * kPanelColumns];
-    const Operand d{d_.get() + first * stride_, stride_, 1};
-    multiply_panel(d, rows, size(), hidden_.get() + column * size(), tile, kPanelColumns, false);
+    multiply_panel(d_.rows(first), rows, depth, hidden_.get() + column * depth, tile, kPanelColumns, false);
     for (int64_t i = 0; i < rows; ++i) {
       convert(tile + i * kPanelColumns, columns, out + (first + i) * layer_.width + column);
     }
@@ -241,29 +244,34 @@ class Backward {
   void pack_weight(int64_t word, int64_t words, int64_t column) {
     const int64_t columns = std::min(kPanelColumns, layer_.width - column);
     const T* from = layer_.weight + word * layer_.width + column;
-    pack_panel(from, layer_.width, words, columns, weight_.get() + column * words);
+    pack_panel(from, layer_.width, words, columns, weight_.get() + column * padded(words));
   }
 
   // sum_hidden (n x C) += D^T weight[word : word + words], the 128 x 32 tile at (r, column)
   void hidden_tile(int64_t word, int64_t words, int64_t r, int64_t column) {
-    const Operand d{d_.get() + r, 1, stride_};
     float* out = sum_hidden_.get() + r * padded_ + column;
-    const float* panel = weight_.get() + column * words;
-    multiply_panel(d, std::min(kBlock, size() - r), words, panel, out, padded_, word > 0);
+    const E* panel = weight_.get() + column * padded(words);
+    multiply_panel(d_.columns(r), std::min(kBlock, size() - r), padded(words), panel, out, padded_, word > 0);
   }
 
   const Layer<T>& layer_;
   const Counted& counted_;
   RowFactors factors_;
   float smoothing_;
-  T* logits_;                                        // (V, C): logits[v, r] of counted row r < C, or null
-  int64_t kept_;                                     // rows whose logits are there; the others are multiplied again
-  int64_t stride_;                                   // of d_
-  int64_t padded_;                                   // C, in whole panels
-  FloatBuffer d_;                                    // (chunk of words, n)
-  FloatBuffer sum_hidden_;                           // (n, padded)
-  FloatBuffer hidden_transposed_, hidden_, weight_;  // panels
+  T* logits_;                                      // (V, C): logits[v, r] of counted row r < C, or null
+  int64_t kept_;                                   // rows whose logits are there; the others are multiplied again
+  int64_t padded_;                                 // C, in whole panels
+  LogitGradient<E> d_;                             // of a chunk of words
+  FloatBuffer sum_hidden_;                         // (n, padded)
+  Buffer<E> hidden_transposed_, hidden_, weight_;  // panels
 };
+
+// Calls f(T, E) for tensors of T whose products are computed in E.
+template <class F>
+void dispatch_products(ScalarType dtype, const F& f) {
+  if (dtype == ScalarType::BFloat16 && has_bf16_products()) return f(Type<BFloat16>{}, Type<BFloat16>{});
+  dispatch_float(dtype, [&](auto type) { f(type, Type<float>{}); });
+}
 
 void check(const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& labels) {
   const bool contiguous =
@@ -280,11 +288,12 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy(Tensor hidden, Tensor we
   Tensor losses = torch::stable::new_zeros(hidden, {rows}, ScalarType::Float);
   Tensor lse = torch::stable::new_zeros(hidden, {rows}, ScalarType::Float);
   Tensor logits = keep_logits ? torch::stable::empty_like(weight) : torch::stable::new_empty(weight, {0});
-  dispatch_float(hidden.scalar_type(), [&](auto type) {
+  dispatch_products(hidden.scalar_type(), [&](auto type, auto products) {
     using T = typename decltype(type)::type;
-    forward<T>(Layer<T>(hidden, weight, bias), counted, static_cast<float>(label_smoothing),
-               keep_logits ? static_cast<T*>(logits.mutable_data_ptr()) : nullptr,
-               static_cast<float*>(losses.mutable_data_ptr()), static_cast<float*>(lse.mutable_data_ptr()));
+    forward<typename decltype(products)::type>(
+        Layer<T>(hidden, weight, bias), counted, static_cast<float>(label_smoothing),
+        keep_logits ? static_cast<T*>(logits.mutable_data_ptr()) : nullptr,
+        static_cast<float*>(losses.mutable_data_ptr()), static_cast<float*>(lse.mutable_data_ptr()));
   });
   return {losses, lse, logits};
 }
@@ -303,7 +312,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(Tensor grad_los
   Tensor grad_hidden = zeros(need_hidden, hidden), grad_bias = zeros(need_bias, bias ? *bias : labels);
   const bool allocate = need_weight && !kept;
   Tensor grad_weight = allocate ? torch::stable::empty_like(weight) : torch::stable::new_empty(weight, {0});
-  dispatch_float(hidden.scalar_type(), [&](auto type) {
+  dispatch_products(hidden.scalar_type(), [&](auto type, auto products) {
     using T = typename decltype(type)::type;
     const auto data = [](Tensor& t) { return static_cast<T*>(t.mutable_data_ptr()); };
     const Layer<T> layer(hidden, weight, bias);
@@ -314,8 +323,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(Tensor grad_los
     }
     RowFactors factors = row_factors(counted, static_cast<const float*>(lse.const_data_ptr()),
                                      static_cast<const float*>(grad_losses.const_data_ptr()));
-    Backward<T> backward(layer, counted, std::move(factors), static_cast<float>(label_smoothing),
-                         kept ? data(logits) : nullptr);
+    Backward<typename decltype(products)::type, T> backward(
+        layer, counted, std::move(factors), static_cast<float>(label_smoothing), kept ? data(logits) : nullptr);
     backward.run(need_hidden ? data(grad_hidden) : nullptr, out, need_bias ? data(grad_bias) : nullptr);
   });
   return {grad_hidden, grad_weight, grad_bias};

@@ -21,6 +21,14 @@ struct Prefetch {
   const void* data = nullptr;
   int64_t stride = 0, bytes = 0;  // of a row
   int64_t rows = 0;
+
+  // The part [begin, end) of `parts` equal ones.
+  BLIP_FAST_INLINE void fetch(int64_t begin, int64_t end, int64_t parts) const {
+    for (int64_t r = rows * begin / parts; r < rows * end / parts; ++r) {
+      const char* const address = static_cast<const char*>(data) + r * stride;
+      for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(address + i, 0, 2);
+    }
+  }
 };
 
 struct Product {

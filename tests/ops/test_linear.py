@@ -25,13 +25,14 @@ def layer(rows: int, depth: int, columns: int) -> tuple[torch.Tensor, torch.Tens
 @pytest.mark.parametrize(("depth", "columns"), [(32, 64), (768, 131), (37, 7), (8, 3)])
 def test_float64(backend, rows, depth, columns):
     x, weight, bias = layer(rows, depth, columns)
+    tolerance = 5e-7 if backend == "reference" else 3e-7  # MKL adds 768 products in one chain on some processors
     with blip_fast.backend(backend, op="linear"):
         plain, curved = linear(x, weight, bias), linear(x, weight, gelu=True)
     expected = F.linear(x.double(), weight.double(), bias.double())
     assert plain.shape == (rows, columns)
-    assert (plain - expected).norm() <= 3e-7 * expected.norm()
+    assert (plain - expected).norm() <= tolerance * expected.norm()
     expected = F.gelu(F.linear(x.double(), weight.double()))
-    assert (curved - expected).norm() <= 3e-7 * expected.norm() + 1e-6 * curved.numel() ** 0.5  # 1 + erf rounds
+    assert (curved - expected).norm() <= tolerance * expected.norm() + 1e-6 * curved.numel() ** 0.5  # 1 + erf rounds
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the native library is not built")
