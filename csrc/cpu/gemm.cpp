@@ -115,4 +115,11 @@ void multiply_panel(Operand<float> a, int64_t rows, int64_t depth, const float* 
   }
 }
 
+BLIP_FAST_MULTIVERSION void transpose_block(const float* block, int64_t stride, int64_t rows, int64_t columns,
+                                            float* out, int64_t out_stride) {
+  for (int64_t j = 0; j < columns; ++j, out += out_stride) {
+    for (int64_t i = 0; i < 32; ++i) out[i] = i < rows ? block[i * stride + j] : 0.0f;
+  }
+}
+
 }  // namespace blip_fast

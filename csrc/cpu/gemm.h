@@ -62,6 +62,9 @@ inline Operand<float> row_operand(const float* data, int64_t stride) { return {d
 void multiply_panel(Operand<float> a, int64_t rows, int64_t depth, const float* panel, float* c, int64_t c_stride,
                     bool accumulate);
 
+// out (columns x 32) = transpose of a block (rows x columns), of up to 32 rows; zeros for missing ones.
+void transpose_block(const float* block, int64_t stride, int64_t rows, int64_t columns, float* out, int64_t out_stride);
+
 template <class F>
 void parallel(int64_t tasks, const F& f) {
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {

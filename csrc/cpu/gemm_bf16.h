@@ -29,7 +29,7 @@ inline Operand<BFloat16> row_operand(const BFloat16* data, int64_t stride) { ret
 template <class T>
 void pack_panel(const T* b, int64_t stride, int64_t depth, int64_t columns, BFloat16* panel);
 
-// out (columns x 32) = transpose of a block (rows x columns), of up to 32 rows and columns; zeros for missing rows.
+// As in gemm.h, of up to 32 columns.
 void transpose_block(const BFloat16* block, int64_t stride, int64_t rows, int64_t columns, BFloat16* out,
                      int64_t out_stride);
 

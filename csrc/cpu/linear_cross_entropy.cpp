@@ -169,22 +169,20 @@ class Backward {
     if (grad_weight) hidden_ = pack_hidden<E>(layer_, counted_);
     if (grad_hidden) weight_ = buffer<E>(padded(std::min(kChunk, layer_.vocabulary)) * padded_);
     if (grad_hidden) sum_hidden_ = float_buffer(size() * padded_);
-    const int64_t panels = panel_count(layer_.width), row_blocks = ceil_div(size(), kBlock);
+    const int64_t panels = panel_count(layer_.width), blocks = ceil_div(size(), kBlock);
     for (int64_t word = 0; word < layer_.vocabulary; word += kChunk) {
       const int64_t words = std::min(kChunk, layer_.vocabulary - word);
-      const int64_t d_tasks = ceil_div(words, kStrip), pack_tasks = grad_hidden ? panels : 0;
-      parallel(d_tasks + pack_tasks, [&](int64_t task) {
-        if (task < d_tasks) return gradient_of_logits(word, task * kStrip, words, grad_bias);
-        pack_weight(word, words, (task - d_tasks) * kPanelColumns);
-      });
-      const int64_t weight_tasks = grad_weight ? ceil_div(words, kBlock) * panels : 0;
-      const int64_t hidden_tasks = grad_hidden ? row_blocks * panels : 0;
-      parallel(weight_tasks + hidden_tasks, [&](int64_t task) {
-        if (task < weight_tasks) {
-          return weight_tile(words, task / panels * kBlock, task % panels * kPanelColumns,
-                             grad_weight + word * layer_.width);
-        }
-        hidden_tile(word, words, (task - weight_tasks) / panels * kBlock, task % panels * kPanelColumns);
+      parallel(ceil_div(words, kStrip), [&](int64_t i) { gradient_of_logits(word, i * kStrip, words, grad_bias); });
+      if (grad_weight) {
+        parallel(ceil_div(words, kBlock) * panels, [&](int64_t i) {
+          weight_tile(words, i / panels * kBlock, i % panels * kPanelColumns, grad_weight + word * layer_.width);
+        });
+      }
+      if (!grad_hidden) continue;
+      parallel(panels, [&](int64_t i) { pack_weight(word, words, i * kPanelColumns); });
+      parallel(blocks * panels, [&](int64_t i) {
+        const int64_t r = size() * (i / panels) / blocks, end = size() * (i / panels + 1) / blocks;
+        hidden_tile(word, words, r, end - r, i % panels * kPanelColumns);
       });
     }
     for (int64_t r = 0; grad_hidden && r < size(); ++r) {
@@ -199,9 +197,9 @@ class Backward {
   // The strip of D of the chunk from `chunk` on that begins with its word `first`.
   void gradient_of_logits(int64_t chunk, int64_t first, int64_t words, T* grad_bias) {
     const float uniform = smoothing_ / static_cast<float>(layer_.vocabulary);
-    const int64_t word = chunk + first, rows = std::min(kStrip, words - first), stride = d_.strip_stride(size());
-    FloatBuffer scratch;
-    float* const d = d_.strip(first, scratch);
+    const int64_t word = chunk + first, rows = std::min(kStrip, words - first), stride = padded_to_panels(size());
+    const FloatBuffer strip = float_buffer(rows * stride);
+    float* const d = strip.get();
     if (kept_ < size()) recompute(word, rows, uniform, d, stride);
     for (int64_t i = 0; i < rows && kept_ > 0; ++i) {
       const T* x = logits_ + (word + i) * layer_.width;
@@ -212,7 +210,7 @@ class Backward {
       if (i >= 0 && i < rows) d[i * stride + r] -= (1.0f - smoothing_) * factors_.grad[r];
     }
     for (int64_t i = 0; grad_bias && i < rows; ++i) grad_bias[word + i] = static_cast<T>(sum(d + i * stride, size()));
-    d_.store(d, first, rows);
+    d_.store(d, stride, first, rows);
   }
 
   void recompute(int64_t word, int64_t rows, float uniform, float* d, int64_t stride) {
@@ -247,11 +245,11 @@ class Backward {
     pack_panel(from, layer_.width, words, columns, weight_.get() + column * padded(words));
   }
 
-  // sum_hidden (n x C) += D^T weight[word : word + words], the 128 x 32 tile at (r, column)
-  void hidden_tile(int64_t word, int64_t words, int64_t r, int64_t column) {
+  // sum_hidden (n x C) += D^T weight[word : word + words], the tile of up to 128 x 32 at (r, column)
+  void hidden_tile(int64_t word, int64_t words, int64_t r, int64_t rows, int64_t column) {
     float* out = sum_hidden_.get() + r * padded_ + column;
     const E* panel = weight_.get() + column * padded(words);
-    multiply_panel(d_.columns(r), std::min(kBlock, size() - r), padded(words), panel, out, padded_, word > 0);
+    multiply_panel(d_.columns(r), rows, padded(words), panel, out, padded_, word > 0);
   }
 
   const Layer<T>& layer_;
