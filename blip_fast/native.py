@@ -32,6 +32,12 @@ def outruns_mkl() -> bool:
     return load_error() is None and torch.ops.blip_fast_native.outruns_mkl()
 
 
+@torch.compiler.assume_constant_result
+def mkl_at_full_rate() -> bool:
+    """Whether torch's fp32 product (MKL) uses all of this CPU's AVX-512: on Intel's."""
+    return load_error() is None and torch.ops.blip_fast_native.mkl_at_full_rate()
+
+
 @functools.cache
 def build_record() -> dict[str, Any]:
     """What setup.py wrote about the build: ``reason`` is set where no library was made."""

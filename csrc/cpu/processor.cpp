@@ -23,11 +23,24 @@ bool outruns_mkl() {
 #endif
 }
 
+// On Intel's it uses AVX-512.
+bool mkl_at_full_rate() {
+#if defined(BLIP_FAST_X86)
+  return __builtin_cpu_is("intel") && has_avx512();
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 }  // namespace blip_fast
 
-STABLE_TORCH_LIBRARY_FRAGMENT(blip_fast_native, m) { m.def("outruns_mkl() -> bool"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(blip_fast_native, m) {
+  m.def("outruns_mkl() -> bool");
+  m.def("mkl_at_full_rate() -> bool");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(blip_fast_native, CompositeExplicitAutograd, m) {
   m.impl("outruns_mkl", TORCH_BOX(&blip_fast::outruns_mkl));
+  m.impl("mkl_at_full_rate", TORCH_BOX(&blip_fast::mkl_at_full_rate));
 }

@@ -10,7 +10,7 @@ from torch import nn
 import blip_fast
 from blip_fast import native
 from blip_fast.ops import linear
-from blip_fast.ops.linear import _backward, _operation, linear_layer, linear_layers
+from blip_fast.ops.linear import MANY_ROWS, _backward, _operation, linear_layer, linear_layers
 
 BACKENDS = [name for name in ("reference", "cpu") if _operation.unavailable(name) is None]
 
@@ -50,7 +50,8 @@ def test_gelu_is_exact():
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the native library is not built")
 @pytest.mark.parametrize("gelu", [False, True])
-def test_a_row_depends_on_itself_alone(gelu):
+def test_a_row_depends_on_itself_alone(monkeypatch, gelu):
+    monkeypatch.setattr(native, "mkl_at_full_rate", lambda: False)
     x, weight, bias = layer(700, 96, 75)
     whole = linear(x, weight, bias, gelu)
     for rows in (slice(0, 1), slice(3, 15), slice(100, 140), slice(650, 700)):
@@ -132,6 +133,22 @@ def test_training_takes_the_faster_product(monkeypatch, ours):
     assert "blip_fast" not in linear(x.double(), weight.double()).grad_fn.name()
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight, bias).dtype == torch.bfloat16
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the native library is not built")
+@pytest.mark.parametrize("theirs", [False, True])
+@pytest.mark.parametrize("rows", [MANY_ROWS - 1, MANY_ROWS])
+def test_many_rows_take_torchs_product_where_it_is_faster(monkeypatch, rows, theirs):
+    monkeypatch.setattr(native, "mkl_at_full_rate", lambda: theirs)
+    x, weight, bias = layer(rows, 40, 30)
+    module = nn.Linear(40, 30, device="meta")
+    module.weight, module.bias = nn.Parameter(weight), nn.Parameter(bias)
+    with blip_fast.backend("cpu"):
+        ours = linear(x, weight, bias)
+    expected = F.linear(x, weight, bias) if theirs and rows == MANY_ROWS else ours
+    assert torch.equal(linear(x[None], weight, bias)[0], expected)
+    with torch.no_grad():
+        assert torch.equal(linear_layers(x)(module, x, False), expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
