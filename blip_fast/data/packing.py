@@ -22,11 +22,12 @@ class PackedTexts:
     """S texts of at least one token each in T rows. The host knows T, S and ``max_length``, nothing else.
 
     Attributes:
-        input_ids: (T,) token ids; rows from ``cu_seqlens[-1]`` on are fill.
+        input_ids: (T,) token ids, or rows of ``words``; rows from ``cu_seqlens[-1]`` on are fill.
         positions: (T,) position of each token in its text.
         cu_seqlens: (S + 1,) int32; text s has the rows ``cu_seqlens[s]`` to ``cu_seqlens[s + 1]``.
         max_length: upper bound of the lengths.
         exact: whether there is no fill.
+        words: (W, width) embeddings to begin with; None: those of the model that the texts go through.
     """
 
     input_ids: Tensor
@@ -34,6 +35,7 @@ class PackedTexts:
     cu_seqlens: Tensor
     max_length: int
     exact: bool
+    words: Tensor | None = None
 
     def __len__(self) -> int:
         return self.cu_seqlens.shape[0] - 1
@@ -105,7 +107,7 @@ class PackedTexts:
         shift = self.first_rows.index_select(0, index) - cu_seqlens[:-1]
         source = (rows + shift.index_select(0, text)).clamp(max=self.input_ids.shape[0] - 1)
         ids, positions = self.input_ids.index_select(0, source), self.positions.index_select(0, source)
-        return PackedTexts(ids, positions, cu_seqlens, self.max_length, exact)
+        return PackedTexts(ids, positions, cu_seqlens, self.max_length, exact, self.words)
 
 
 def join_texts(first: PackedTexts, second: PackedTexts) -> PackedTexts:

@@ -8,7 +8,7 @@ from torch import Tensor
 from blip_fast.data.packing import PackedTexts
 from blip_fast.models.momentum_model import MomentumModel
 from blip_fast.models.strings import Texts, pack_texts
-from blip_fast.models.text import LookAt, decoder_stream, run_layers, token_losses
+from blip_fast.models.text import LookAt, decoder_stream, encoder_stream, look_up, run_layers, token_losses
 from blip_fast.ops import contrastive_loss
 from blip_fast.outputs import Negatives, PretrainOutput
 from blip_fast.reference.pretrain import BlipPretrain as ReferencePretrain
@@ -36,13 +36,15 @@ class BlipPretrain(MomentumModel, ReferencePretrain):
         """
         texts = pack_texts(input_ids, attention_mask, "pretrain", self, image.device)
         self.clamp_temperature()
-        states, image_feat, text_feat = self.features(image, texts)
+        first_tokens = self.config.enc_token_id, self.config.dec_token_id
+        for_features, for_matching, for_decoding = look_up(self.text_encoder.embeddings, texts, *first_tokens)
+        states, image_feat, text_feat = self.features(image, for_features)
         self.update_momentum()
         image_feat_m, text_feat_m = self.features_m(image, texts, image_feat.dtype)
         loss_itc, sim_i2t, sim_t2i = self.contrastive(image_feat, text_feat, image_feat_m, text_feat_m, alpha)
         self.enqueue_rows(self.queue_ptr, image_queue=image_feat_m, text_queue=text_feat_m)
         chosen = self.draw_negatives(sim_i2t, sim_t2i) if negatives is None else Negatives(*negatives)
-        loss_itm, loss_lm = self.grounded_losses(states, texts, chosen)
+        loss_itm, loss_lm = self.grounded_losses(states, for_matching, for_decoding, texts.next_tokens(), chosen)
         return PretrainOutput(loss_itc + loss_itm + loss_lm, loss_itc, loss_itm, loss_lm, chosen)
 
     def contrastive(
@@ -52,19 +54,21 @@ class BlipPretrain(MomentumModel, ReferencePretrain):
         queues = (self.image_queue, self.text_queue)
         return contrastive_loss(image_feat, text_feat, image_feat_m, text_feat_m, *queues, self.temp, alpha)
 
-    def grounded_losses(self, states: Tensor, texts: PackedTexts, negatives: Negatives) -> tuple[Tensor, Tensor]:
+    def grounded_losses(
+        self, states: Tensor, for_matching: PackedTexts, for_decoding: PackedTexts, labels: Tensor, negatives: Negatives
+    ) -> tuple[Tensor, Tensor]:
         """ITM and LM losses: true pairs, both kinds of wrong pairs and the decoder go through the layers together."""
-        pairs = len(texts)
+        pairs = len(for_matching)
         own = torch.arange(pairs, device=states.device)
-        capacity = 2 * texts.input_ids.shape[0] + pairs * texts.max_length
-        matching = self.matching_stream(
-            texts.select(torch.cat([own, own, negatives.text_for_image]), capacity),
+        capacity = 2 * labels.shape[0] + pairs * for_matching.max_length
+        matching = encoder_stream(
+            self.text_encoder,
+            for_matching.select(torch.cat([own, own, negatives.text_for_image]), capacity),
             torch.cat([own, negatives.image_for_text, own]),
         )
-        decoding = decoder_stream(self.text_decoder, texts.with_first_token(self.config.dec_token_id), own)
+        decoding = decoder_stream(self.text_decoder, for_decoding, own)
         dropout = self.attention_dropout(states.device)
         look = LookAt(states)
         decoded, matched = run_layers(self.text_encoder.encoder.layer, [decoding, matching], dropout, look)
-        smoothing = self.config.label_smoothing
-        loss_lm = token_losses(self.text_decoder, decoded, decoding.texts.next_tokens(), smoothing, "mean")
+        loss_lm = token_losses(self.text_decoder, decoded, labels, self.config.label_smoothing, "mean")
         return self.matching_loss_of(matched, pairs), loss_lm
