@@ -53,21 +53,24 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool
         if tensor.dtype != input.dtype:
             raise ValueError(f"{name} is {tensor.dtype}; expected {input.dtype} as input")
     recorded = torch.is_grad_enabled() and any(part.requires_grad for part in parts)
-    if _torch_is_faster(input, recorded):
+    if _torch_trains_faster(input) if recorded else input.shape[:-1].numel() >= _rows_of_torch(input):
         return reference.linear(input, weight, bias, gelu)
     flat, fused = input.reshape(-1, input.shape[-1]).contiguous(), gelu and not recorded
     rows = _operation.call(flat, weight.contiguous(), bias, fused).view(*input.shape[:-1], weight.shape[0])
     return F.gelu(rows) if gelu and not fused else rows
 
 
-def _torch_is_faster(input: Tensor, recorded: bool) -> bool:
+def _torch_trains_faster(input: Tensor) -> bool:
     forced = _operation.forced()
     if forced is not None:
-        return recorded and forced not in _operation.backends  # "triton" for all operations leaves training to torch
-    on_cpu = input.device.type == "cpu" and input.dtype == torch.float32
-    if recorded:
-        return not (on_cpu and native.outruns_mkl())
-    return on_cpu and input.shape[:-1].numel() >= MANY_ROWS and native.mkl_at_full_rate()
+        return forced not in _operation.backends  # "triton" for all operations leaves training to torch
+    return input.device.type != "cpu" or input.dtype != torch.float32 or not native.outruns_mkl()
+
+
+def _rows_of_torch(input: Tensor) -> float:
+    """So many rows are torch's: where its product is faster then."""
+    ours = input.device.type != "cpu" or input.dtype != torch.float32 or _operation.forced() is not None
+    return float("inf") if ours or not native.mkl_at_full_rate() else MANY_ROWS
 
 
 def autocast_enabled(device: torch.device) -> bool:
@@ -85,14 +88,15 @@ def linear_layer(module: nn.Module, input: Tensor, gelu: bool = False) -> Tensor
 
 def linear_layers(like: Tensor) -> Callable[[nn.Module, Tensor, bool], Tensor]:
     """:func:`linear_layer` for a loop over many layers: the backend is chosen once, for inputs like this one (no gradient)."""
-    if autocast_enabled(like.device) or _torch_is_faster(like, recorded=False):
+    if autocast_enabled(like.device):
         return linear_layer
-    kernel = _operation.resolve(like)
+    kernel, rows_of_torch = _operation.resolve(like), _rows_of_torch(like)
 
     def apply(module: nn.Module, input: Tensor, gelu: bool = False) -> Tensor:
-        if type(module) is nn.Linear:
-            return kernel(input.contiguous(), module.weight.contiguous(), module.bias, gelu)
-        return linear_layer(module, input, gelu)
+        if type(module) is not nn.Linear:
+            return linear_layer(module, input, gelu)
+        chosen = kernel if input.shape[:-1].numel() < rows_of_torch else reference.linear
+        return chosen(input.contiguous(), module.weight.contiguous(), module.bias, gelu)
 
     return apply
 
