@@ -1,4 +1,6 @@
 // Hard negatives: one draw per row of two similarity matrices. Rows are independent, so threads split them.
+#include "simd.h"  // first: it silences a warning about vectors in the headers below
+
 #include "../common/hard_negatives.h"
 
 #include <torch/csrc/stable/library.h>
@@ -47,6 +49,39 @@ BLIP_FAST_HOST_DEVICE float largest(const float* values, int64_t count) {
   return lane[0];
 }
 
+// Vectors of N numbers, and of as many 64-bit words.
+template <int N>
+struct Lanes {
+  typedef float Floats __attribute__((vector_size(4 * N)));
+  typedef int32_t Ints __attribute__((vector_size(4 * N)));
+  typedef uint64_t Words __attribute__((vector_size(8 * N)));
+};
+
+// exp of values - shift into weights, and their sum.
+struct Exponentials {
+  template <class Isa>
+  static BLIP_FAST_INLINE void run(const float* values, float shift, int64_t columns, const FixedPointExp& exp,
+                                   int64_t* weights, int64_t* sum) {
+    constexpr int64_t kLanes = Isa::kWidth / 2;
+    using Floats = typename Lanes<kLanes>::Floats;
+    using Ints = typename Lanes<kLanes>::Ints;
+    using Words = typename Lanes<kLanes>::Words;
+    Words lanes{};
+    int64_t j = 0;
+    for (; j + kLanes <= columns; j += kLanes) {
+      Floats t = load<Floats>(values + j) - shift;
+      t = t > -32.0f ? t : Floats{} - 32.0f;
+      const Words units = __builtin_convertvector(__builtin_convertvector(t * FixedPointExp::kUnits, Ints), Words);
+      const Words weight = exp.of_units(units);
+      store(weights + j, weight);
+      lanes += weight;
+    }
+    *sum = 0;
+    for (int64_t k = 0; k < kLanes; ++k) *sum += static_cast<int64_t>(lanes[k]);
+    for (; j < columns; ++j) *sum += weights[j] = exp(values[j] - shift);
+  }
+};
+
 // Weights in proportion to softmax + epsilon on the admissible columns; returns their sum, 0 where softmax is
 // undefined.
 template <class T>
@@ -65,10 +100,7 @@ BLIP_FAST_HOST_DEVICE int64_t weigh(const T* sim, int64_t columns, const Setting
   if (nan || !std::isfinite(shift)) return 0;
   int64_t* const weights = scratch.weights.data();
   int64_t all = 0, total = 0;
-  for (int64_t j = 0; j < columns; ++j) {
-    weights[j] = settings.exp(values[j] - shift);
-    all += weights[j];
-  }
+  run_best<Exponentials>(values, shift, columns, settings.exp, weights, &all);
   const int64_t share = share_of(all, settings.epsilon);
   for (int64_t j = 0; j < columns; ++j) {
     weights[j] = (weights[j] + share) & -admissible[j];
