@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,12 +13,12 @@ from .results import CaseResult, Document
 from .table import describe_speedup, row_cells
 
 BEGIN, END = "<!-- figures: written by `blip-fast bench readme` -->", "<!-- end of figures -->"
-HEAD = "| case | against | speed | median | extra memory |\n|---|---|---|---|---|"
 
 
 def figures(documents: Sequence[Document]) -> str:
-    """One table per document, in Markdown: the fastest of our variants of each case against the baseline."""
-    return "\n\n".join(_table(document) for document in documents)
+    """A table for each kind of device, in Markdown: the fastest of our variants of each case against the baseline."""
+    devices = dict.fromkeys(document.device for document in documents)
+    return "\n\n".join(_table([document for document in documents if document.device == d]) for d in devices)
 
 
 def put_figures(readme: Path, documents: Sequence[Document]) -> None:
@@ -34,19 +35,56 @@ def with_figures(text: str, documents: Sequence[Document]) -> str:
     return f"{before}{BEGIN}\n\n{figures(documents)}\n\n{END}{after}"
 
 
-def _table(document: Document) -> str:
-    machine, versions = document.machine, document.versions
-    name = machine.get("gpu") or f"{machine['threads']} cores of an {machine['cpu']}, {machine['cpu_capability']}"
-    rows = [_row(case) for case in document.cases if case.size is None and fastest(case) and baseline(case)]
-    return "\n".join([f"{name}; torch {versions['torch']}:", "", HEAD, *rows])
+def _table(documents: Sequence[Document]) -> str:
+    """One row per case and, for each of the machines, what was measured there."""
+    measured = [{_name(case): case for case in document.cases if _shown(case)} for document in documents]
+    names = list(dict.fromkeys(name for cases in measured for name in cases))
+    heads = [
+        "case",
+        "against",
+        *(cell for document in documents for cell in (_short(document), "median")),
+        "extra memory",
+    ]
+    rows = [_row(name, [cases.get(name) for cases in measured]) for name in names]
+    machines = "; ".join(_machine(document) for document in documents)
+    return "\n".join([f"{machines}:", "", _line(heads), "|" + "---|" * len(heads), *rows])
 
 
-def _row(case: CaseResult) -> str:
-    ours, other, memory = fastest(case), baseline(case), memory_ratio(case)
-    assert ours is not None  # the caller looked
-    assert other is not None
-    speed = "-" if ours.speedup is None else describe_speedup(ours.speedup)
-    cells = [f"{case.benchmark}: {case.case}", other.variant, speed, row_cells(ours)[0]]
-    return (
-        "| " + " | ".join([*cells, "-" if memory is None else f"{100 * memory:.{3 if memory >= 1 else 2}g} %"]) + " |"
-    )
+def _shown(case: CaseResult) -> bool:
+    return case.size is None and fastest(case) is not None and baseline(case) is not None
+
+
+def _name(case: CaseResult) -> str:
+    return f"{case.benchmark}: {case.case}"
+
+
+def _row(name: str, cases: Sequence[CaseResult | None]) -> str:
+    there = [case for case in cases if case is not None]
+    against = [other.variant for case in there if (other := baseline(case)) is not None]
+    memory = next((ratio for case in there if (ratio := memory_ratio(case)) is not None), None)
+    share = "-" if memory is None else f"{100 * memory:.{3 if memory >= 1 else 2}g} %"
+    return _line([name, against[0], *(cell for case in cases for cell in _cells(case)), share])
+
+
+def _cells(case: CaseResult | None) -> list[str]:
+    ours = None if case is None else fastest(case)
+    if ours is None:
+        return ["-", "-"]
+    return ["-" if ours.speedup is None else describe_speedup(ours.speedup), row_cells(ours)[0]]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _short(document: Document) -> str:
+    """The name of a document's machine, without what manufacturers put into it."""
+    name = document.machine.get("gpu") or document.machine["cpu"]
+    return " ".join(re.sub(r"\((R|TM)\)|\bProcessor\b", " ", name).split())
+
+
+def _machine(document: Document) -> str:
+    machine, torch = document.machine, document.versions["torch"]
+    if machine.get("gpu"):
+        return f"{_short(document)}, torch {torch}"
+    return f"{machine['threads']} cores of an {_short(document)} ({machine['cpu_capability']}), torch {torch}"

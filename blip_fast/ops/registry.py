@@ -136,13 +136,17 @@ class Operation:
             return reason
         if backend == "cuda" and not torch.cuda.is_available():
             return "no CUDA device is available"
-        key = backend.upper()
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"blip_fast_native::{self.name}", key):
-            return f"the library was built without {key} code"
+        if not _has_native_kernel(self.name, backend.upper()):
+            return f"the library was built without {backend.upper()} code"
         return None
 
     def _run(self, *args: Any) -> Any:
         return self.backends[self.select(_tensors(args))].load()(*args)
+
+
+@functools.cache
+def _has_native_kernel(operation: str, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"blip_fast_native::{operation}", key)
 
 
 def _tensors(args: tuple[Any, ...]) -> list[torch.Tensor]:

@@ -84,8 +84,20 @@ def test_a_file_of_something_else_is_refused(tmp_path):
 
 def test_the_readme_says_what_the_results_say():
     text = (REPOSITORY / "README.md").read_text()
-    documents = [read(path) for path in sorted(RESULTS.glob("*.json")) if path.stem in ("cpu", "h100", "h200")]
-    assert readme.with_figures(text, documents) == text, "run `blip-fast bench readme benchmarks/results/cpu.json`"
+    documents = [read(path) for kind in ("cpu_*", "h100*", "h200*") for path in sorted(RESULTS.glob(f"{kind}.json"))]
+    assert documents
+    assert readme.with_figures(text, documents) == text, "run `blip-fast bench readme benchmarks/results/cpu_*.json`"
+
+
+def test_machines_of_a_kind_share_a_table(document):
+    other = dataclasses.replace(document, machine={**document.machine, "cpu": "Some(R) Other(TM) Processor"})
+    fewer = dataclasses.replace(other, cases=other.cases[:1])
+    text = readme.figures([document, fewer])
+    head = next(line for line in text.splitlines() if line.startswith("| case"))
+    assert head.split(" | ")[4] == "Some Other"
+    rows = [line for line in text.splitlines() if line.startswith("| ") and line != head]
+    assert len(rows) == len({row.split(" | ")[0] for row in rows}) == len(readme.figures([document]).splitlines()) - 4
+    assert all(row.count(" | ") == head.count(" | ") for row in rows)
 
 
 def test_the_readme_command_changes_only_what_is_between_the_marks(document, tmp_path):
