@@ -9,22 +9,19 @@
 
 namespace blip_fast {
 
-// a * b for factors below 2^32. Of vectors: AVX2 has no product of 64 bits, and Intel's AVX-512 one that takes three
-// times as long.
-BLIP_FAST_HOST_DEVICE uint64_t product_32(uint64_t a, uint64_t b) { return a * b; }
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__CUDACC__)
+// a * b for numbers below 2^32, or vectors of them: AVX2 has no product of 64 bits, and Intel's AVX-512 one that takes
+// three times as long.
 template <class U>
 BLIP_FAST_HOST_DEVICE U product_32(U a, U b) {
-  if constexpr (sizeof(U) < 32) {
-    return a * b;
-  } else {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__CUDACC__)
+  if constexpr (sizeof(U) >= 32) {
     U product;
     asm("vpmuludq %2, %1, %0" : "=v"(product) : "v"(a), "v"(b));
     return product;
   }
-}
 #endif
+  return a * b;
+}
 
 // exp(t) * 2^bits for t <= 0, relative error 2e-7; 0 where t <= -32 or NaN.
 struct FixedPointExp {
