@@ -155,7 +155,7 @@ class Sweep {
   const Partial& partial_;
   const int64_t group_;
   KeyTile<E> tile_;
-  FloatBuffer scratch_;
+  Buffer<float> scratch_;
   Panel panel_{};
 };
 

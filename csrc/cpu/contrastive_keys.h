@@ -40,7 +40,7 @@ class KeyTile<float> {
 
   explicit KeyTile(int64_t embed) : keys_(buffer<float>(embed * kTile)) {}
 
-  // Rows [start, start + width) of X as `scores` wants them: (E, width).
+  // Row r of a panel of features (E, width), as `scores` reads it.
   static void pack_feature(const float* row, int64_t r, int64_t width, int64_t embed, float* panel) {
     for (int64_t e = 0; e < embed; ++e) panel[e * width + r] = row[e];
   }

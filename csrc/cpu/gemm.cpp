@@ -85,14 +85,8 @@ BLIP_FAST_KERNELS(rows_avx2)
 
 Kernels choose_kernels() {
 #if defined(BLIP_FAST_HAVE_TARGET_CLONES)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd")) {
-    return rows_avx512_kernels(std::make_index_sequence<14>());
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return rows_avx2_kernels(std::make_index_sequence<6>());
-  }
+  if (has_avx512()) return rows_avx512_kernels(std::make_index_sequence<14>());
+  if (has_avx2()) return rows_avx2_kernels(std::make_index_sequence<6>());
 #endif
   return rows_portable_kernels(std::make_index_sequence<6>());
 }

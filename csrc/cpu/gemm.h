@@ -78,7 +78,6 @@ struct Free {
 };
 template <class E>
 using Buffer = std::unique_ptr<E[], Free>;
-using FloatBuffer = Buffer<float>;
 
 template <class E>
 Buffer<E> buffer(int64_t count) {
@@ -87,8 +86,6 @@ Buffer<E> buffer(int64_t count) {
   STD_TORCH_CHECK(data != nullptr, "out of memory: ", bytes, " bytes of scratch");
   return Buffer<E>(data);
 }
-
-inline FloatBuffer float_buffer(int64_t count) { return buffer<float>(count); }
 
 // One panel from rows of B: 32 (or `columns`) consecutive elements of each.
 template <class T>

@@ -15,8 +15,8 @@ namespace {
 using torch::stable::Tensor;
 
 // Panels of a matrix (depth x columns) that lies row by row.
-FloatBuffer pack(const float* matrix, int64_t depth, int64_t columns) {
-  FloatBuffer panels = float_buffer(padded_to_panels(columns) * depth);
+Buffer<float> pack(const float* matrix, int64_t depth, int64_t columns) {
+  Buffer<float> panels = buffer<float>(padded_to_panels(columns) * depth);
   parallel(panel_count(columns), [&](int64_t p) {
     const int64_t first = p * kPanelColumns;
     pack_panel(matrix + first, columns, depth, std::min(kPanelColumns, columns - first), panels.get() + first * depth);
@@ -28,7 +28,7 @@ FloatBuffer pack(const float* matrix, int64_t depth, int64_t columns) {
 void multiply(Operand<float> a, const float* b, int64_t rows, int64_t depth, int64_t columns, float* out) {
   if (depth == 0) std::fill_n(out, rows * columns, 0.0f);
   if (depth == 0 || rows == 0) return;
-  const FloatBuffer panels = pack(b, depth, columns);
+  const Buffer<float> panels = pack(b, depth, columns);
   const int64_t blocks = ceil_div(rows, kBlock), across = panel_count(columns);
   parallel(blocks * across, [&](int64_t task) {
     const int64_t block = task / across, column = task % across * kPanelColumns;

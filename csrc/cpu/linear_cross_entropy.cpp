@@ -88,7 +88,7 @@ void forward(const Layer<T>& layer, const Counted& counted, float smoothing, T* 
   std::vector<float> at_label(n);
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     Buffer<E> scratch;
-    const FloatBuffer tile = float_buffer(kBlock * kPanelColumns);
+    const Buffer<float> tile = buffer<float>(kBlock * kPanelColumns);
     for (int64_t block = begin; block < end; ++block) {
       const int64_t word = block * kBlock, rows = std::min(kBlock, layer.vocabulary - word);
       const Operand<E> weight = weight_rows(layer, word, rows, scratch);
@@ -117,12 +117,12 @@ void forward(const Layer<T>& layer, const Counted& counted, float smoothing, T* 
 
 // What turns a logit into D, per counted row, zero padded.
 struct RowFactors {
-  FloatBuffer lse, grad;
+  Buffer<float> lse, grad;
 };
 
 RowFactors row_factors(const Counted& counted, const float* lse, const float* grad_losses) {
   const int64_t padded = padded_to_panels(counted.size());
-  RowFactors factors{float_buffer(padded), float_buffer(padded)};
+  RowFactors factors{buffer<float>(padded), buffer<float>(padded)};
   for (int64_t r = 0; r < padded; ++r) {
     factors.lse[r] = r < counted.size() ? lse[counted.row[r]] : 0.0f;
     factors.grad[r] = r < counted.size() ? grad_losses[counted.row[r]] : 0.0f;
@@ -168,7 +168,7 @@ class Backward {
   void run(T* grad_hidden, T* grad_weight, T* grad_bias) {
     if (grad_weight) hidden_ = pack_hidden<E>(layer_, counted_);
     if (grad_hidden) weight_ = buffer<E>(padded(std::min(kChunk, layer_.vocabulary)) * padded_);
-    if (grad_hidden) sum_hidden_ = float_buffer(size() * padded_);
+    if (grad_hidden) sum_hidden_ = buffer<float>(size() * padded_);
     const int64_t panels = panel_count(layer_.width), blocks = ceil_div(size(), kBlock);
     for (int64_t word = 0; word < layer_.vocabulary; word += kChunk) {
       const int64_t words = std::min(kChunk, layer_.vocabulary - word);
@@ -198,7 +198,7 @@ class Backward {
   void gradient_of_logits(int64_t chunk, int64_t first, int64_t words, T* grad_bias) {
     const float uniform = smoothing_ / static_cast<float>(layer_.vocabulary);
     const int64_t word = chunk + first, rows = std::min(kStrip, words - first), stride = padded_to_panels(size());
-    const FloatBuffer strip = float_buffer(rows * stride);
+    const Buffer<float> strip = buffer<float>(rows * stride);
     float* const d = strip.get();
     if (kept_ < size()) recompute(word, rows, uniform, d, stride);
     for (int64_t i = 0; i < rows && kept_ > 0; ++i) {
@@ -260,7 +260,7 @@ class Backward {
   int64_t kept_;                                   // rows whose logits are there; the others are multiplied again
   int64_t padded_;                                 // C, in whole panels
   LogitGradient<E> d_;                             // of a chunk of words
-  FloatBuffer sum_hidden_;                         // (n, padded)
+  Buffer<float> sum_hidden_;                       // (n, padded)
   Buffer<E> hidden_transposed_, hidden_, weight_;  // panels
 };
 

@@ -23,7 +23,7 @@ bool outruns_mkl() {
 #endif
 }
 
-// On Intel's it uses AVX-512.
+// On Intel's processors MKL uses AVX-512.
 bool mkl_at_full_rate() {
 #if defined(BLIP_FAST_X86)
   return __builtin_cpu_is("intel") && has_avx512();
