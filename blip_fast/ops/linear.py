@@ -18,14 +18,15 @@ from blip_fast import native
 from blip_fast.ops.registry import Operation
 from blip_fast.reference import linear as reference
 
-MANY_ROWS = 64  # from there on MKL at its full rate is faster, and twice as fast at 500
+MANY_ROWS = 64  # from there on MKL at its full rate is faster, and twice as fast at 500 ...
+MANY_PRODUCTS = 200e6  # ... but from there on (rows x K x N) ours by thirds is, where the CPU has AMX
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """``input @ weight.T + bias``, and GELU (arXiv 1606.08415, with the error function) of it if ``gelu``.
 
     Without gradient, a row of the result depends on that row of the input alone, bit by bit: not on how many rows there are,
-    unless there are 64 or more on an Intel CPU with AVX-512, where torch's product is faster. With gradient it is torch's
+    unless there are 64 or more on an Intel CPU with AVX-512, where other products are faster. With gradient it is torch's
     product, but for fp32 on CPUs where ours is faster, and where a backend is forced. Under autocast it is torch's, in
     autocast's dtype.
 
@@ -53,24 +54,23 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool
         if tensor.dtype != input.dtype:
             raise ValueError(f"{name} is {tensor.dtype}; expected {input.dtype} as input")
     recorded = torch.is_grad_enabled() and any(part.requires_grad for part in parts)
-    if _torch_trains_faster(input) if recorded else input.shape[:-1].numel() >= _rows_of_torch(input):
+    if _torch_is_faster(input, weight, recorded):
         return reference.linear(input, weight, bias, gelu)
     flat, fused = input.reshape(-1, input.shape[-1]).contiguous(), gelu and not recorded
     rows = _operation.call(flat, weight.contiguous(), bias, fused).view(*input.shape[:-1], weight.shape[0])
     return F.gelu(rows) if gelu and not fused else rows
 
 
-def _torch_trains_faster(input: Tensor) -> bool:
+def _torch_is_faster(input: Tensor, weight: Tensor, recorded: bool) -> bool:
     forced = _operation.forced()
     if forced is not None:
-        return forced not in _operation.backends  # "triton" for all operations leaves training to torch
-    return input.device.type != "cpu" or input.dtype != torch.float32 or not native.outruns_mkl()
-
-
-def _rows_of_torch(input: Tensor) -> float:
-    """So many rows are torch's: where its product is faster then."""
-    ours = input.device.type != "cpu" or input.dtype != torch.float32 or _operation.forced() is not None
-    return float("inf") if ours or not native.mkl_at_full_rate() else MANY_ROWS
+        return recorded and forced not in _operation.backends  # "triton" for all operations leaves training to torch
+    if input.device.type != "cpu" or input.dtype != torch.float32:
+        return recorded
+    rows = input.shape[:-1].numel()
+    if native.multiplies_by_thirds() and rows * weight.numel() >= MANY_PRODUCTS:
+        return False
+    return not native.outruns_mkl() if recorded else rows >= MANY_ROWS and native.mkl_at_full_rate()
 
 
 def autocast_enabled(device: torch.device) -> bool:
@@ -90,12 +90,12 @@ def linear_layers(like: Tensor) -> Callable[[nn.Module, Tensor, bool], Tensor]:
     """:func:`linear_layer` for a loop over many layers: the backend is chosen once, for inputs like this one (no gradient)."""
     if autocast_enabled(like.device):
         return linear_layer
-    kernel, rows_of_torch = _operation.resolve(like), _rows_of_torch(like)
+    kernel = _operation.resolve(like)
 
     def apply(module: nn.Module, input: Tensor, gelu: bool = False) -> Tensor:
         if type(module) is not nn.Linear:
             return linear_layer(module, input, gelu)
-        chosen = kernel if input.shape[:-1].numel() < rows_of_torch else reference.linear
+        chosen = reference.linear if _torch_is_faster(input, module.weight, recorded=False) else kernel
         return chosen(input.contiguous(), module.weight.contiguous(), module.bias, gelu)
 
     return apply

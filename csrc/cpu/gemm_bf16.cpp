@@ -1,13 +1,12 @@
 // The product of a few rows with one panel, in AMX's tiles.
 #include "gemm_bf16.h"
 
-#include <array>
 #include <cstring>
 
-#if defined(BLIP_FAST_X86) && defined(__linux__)
-#define BLIP_FAST_HAVE_BF16_PRODUCTS
+#include "amx_tiles.h"
+
+#if defined(BLIP_FAST_HAVE_AMX)
 #include <cpuid.h>
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -59,80 +58,30 @@ BLIP_FAST_MULTIVERSION void transpose_block(const BFloat16* block, int64_t strid
   }
 }
 
-#if defined(BLIP_FAST_HAVE_BF16_PRODUCTS)
+#if defined(BLIP_FAST_HAVE_AMX)
 namespace {
 
-constexpr int64_t kUnit = 32;      // elements of a row of one tile
-constexpr int64_t kTileRows = 16;  // and its rows
-constexpr int64_t kSlice = 512;    // of the depth: this much of a panel and of 32 rows is read from the first cache
-
-// What ldtilecfg reads: rows and bytes per row of the eight tiles. 0 to 3 hold C, 4 and 5 A, 6 and 7 B.
-struct alignas(64) TileShapes {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes[16] = {};
-  uint8_t rows[16] = {};
-
-  constexpr TileShapes() = default;
-  constexpr explicit TileShapes(int64_t row_count) {
-    const auto top = static_cast<uint8_t>(std::min(row_count, kTileRows));
-    const auto bottom = static_cast<uint8_t>(row_count - top);
-    const uint8_t of_tile[8] = {top, top, bottom, bottom, top, bottom, kTileRows, kTileRows};
-    for (int i = 0; i < 8; ++i) {
-      rows[i] = of_tile[i];
-      bytes[i] = of_tile[i] == 0 ? 0 : 64;
-    }
-  }
-};
-
-constexpr std::array<TileShapes, 2 * kTileRows + 1> all_shapes() {
-  std::array<TileShapes, 2 * kTileRows + 1> shapes;
-  for (int64_t rows = 1; rows <= 2 * kTileRows; ++rows) shapes[rows] = TileShapes(rows);
-  return shapes;
-}
-
-constexpr auto kShapes = all_shapes();  // by the number of rows, 1 to 32
+constexpr int64_t kSlice = 512;  // of the depth: this much of a panel and of 32 rows is read from the first cache
 
 // Up to 16 rows, or up to 32.
 template <bool kBottom>
-__attribute__((target("amx-tile,amx-bf16"))) inline void multiply_tiles(Operand<BFloat16> a, int64_t depth,
-                                                                        const BFloat16* panel, float* c,
-                                                                        int64_t c_stride, bool accumulate) {
-  const int64_t a_bytes = a.row_stride * static_cast<int64_t>(sizeof(BFloat16));
-  const int64_t c_bytes = c_stride * static_cast<int64_t>(sizeof(float)), b_bytes = 2 * 64;
-  float* const c_bottom = c + kTileRows * c_stride;
-  if (accumulate) {
-    _tile_loadd(0, c, c_bytes);
-    _tile_loadd(1, c + 16, c_bytes);
-    if (kBottom) _tile_loadd(2, c_bottom, c_bytes);
-    if (kBottom) _tile_loadd(3, c_bottom + 16, c_bytes);
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    if (kBottom) _tile_zero(2);
-    if (kBottom) _tile_zero(3);
-  }
+BLIP_FAST_TARGET_AMX inline void multiply_tiles(Operand<BFloat16> a, int64_t depth, const BFloat16* panel, float* c,
+                                                int64_t c_stride, bool accumulate) {
+  const int64_t a_bytes = a.row_stride * static_cast<int64_t>(sizeof(BFloat16)), b_bytes = 2 * 64;
+  start_block<kBottom>(c, c_stride, accumulate);
   for (int64_t k = 0; k < depth; k += kUnit) {
     const BFloat16* const b = panel + k * kPanelColumns;
-    const BFloat16* const top = a.data + k;
     _tile_loadd(6, b, b_bytes);
-    _tile_loadd(4, top, a_bytes);
     _tile_loadd(7, b + 32, b_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    if (!kBottom) continue;
-    _tile_loadd(5, top + kTileRows * a.row_stride, a_bytes);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+    _tile_loadd(4, a.data + k, a_bytes);
+    if (kBottom) _tile_loadd(5, a.data + k + kTileRows * a.row_stride, a_bytes);
+    multiply_block<kBottom>();
   }
-  _tile_stored(0, c, c_bytes);
-  _tile_stored(1, c + 16, c_bytes);
-  if (kBottom) _tile_stored(2, c_bottom, c_bytes);
-  if (kBottom) _tile_stored(3, c_bottom + 16, c_bytes);
+  store_block<kBottom>(c, c_stride);
 }
 
-__attribute__((target("amx-tile,amx-bf16"))) void multiply_slice(Operand<BFloat16> a, int64_t rows, int64_t depth,
-                                                                 const BFloat16* panel, float* c, int64_t c_stride,
-                                                                 bool accumulate) {
+BLIP_FAST_TARGET_AMX void multiply_slice(Operand<BFloat16> a, int64_t rows, int64_t depth, const BFloat16* panel,
+                                         float* c, int64_t c_stride, bool accumulate) {
   for (int64_t row = 0; row < rows; row += 2 * kTileRows) {
     const int64_t count = std::min(2 * kTileRows, rows - row);
     if (row == 0 || count < 2 * kTileRows) _tile_loadconfig(&kShapes[count]);
@@ -156,10 +105,12 @@ bool allowed() {
 // The operating system saves the tiles only for a process that has asked for them.
 bool may_use_amx() {
   constexpr unsigned kTile = 1u << 24, kBf16 = 1u << 22;      // of EDX
+  constexpr unsigned kConvert = 1u << 5;                      // of EAX of the second page: AVX512-BF16
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!has_avx512() || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kTile) == 0 || (d & kBf16) == 0)
     return false;
+  if (__get_cpuid_count(7, 1, &a, &b, &c, &d) == 0 || (a & kConvert) == 0) return false;
   return allowed() && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 

@@ -3,7 +3,8 @@
 // The weight (N x K) is read where the model has it, 4 N K bytes for 2 R N K operations; six rows of x and four of the
 // weight are multiplied at a time, with sums along the depth in registers. Few rows of x stay in the cache while the
 // weight streams past, the next four of its rows being fetched meanwhile at an even pace: the rate is the memory's. Of
-// many rows, x streams past some rows of the weight: the rate is that of the multiply-add units.
+// many rows, x streams past some rows of the weight: the rate is that of the multiply-add units. On processors with AMX
+// many rows are multiplied by thirds (gemm_thirds.h).
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -13,6 +14,7 @@
 
 #include "../common/gelu.h"
 #include "../common/macros.h"
+#include "matmul_thirds.h"
 #include "simd.h"
 
 namespace blip_fast {
@@ -22,6 +24,7 @@ using torch::stable::Tensor;
 
 constexpr int kTogether = 4;                 // rows of the weight multiplied at once
 constexpr int64_t kFewRows = 18;             // up to here the weight streams
+constexpr int64_t kThirdsRows = 64;          // from here on by thirds; MANY_ROWS of ops/linear.py
 constexpr int64_t kColumns = 64;             // of y per task
 constexpr int64_t kBlockRows = 600;          // of y per task, at most
 constexpr int64_t kCachedBytes = 200 << 10;  // of the weight in the second-level cache
@@ -193,6 +196,13 @@ void multiply(const Layer& p) {
   });
 }
 
+// Whether the result is finite.
+bool multiply_many_rows(const Layer& p) {
+  const auto finish_area = [&](const Area& area) { finish(p, area.row, area.rows, area.column, area.columns); };
+  return multiply_by_thirds({p.x, p.depth, true}, {p.weight, p.depth, true}, p.rows, p.depth, p.columns, p.y,
+                            finish_area);
+}
+
 Tensor linear(Tensor input, Tensor weight, std::optional<Tensor> bias, bool gelu) {
   Tensor output = torch::stable::new_empty(input, {input.size(0), weight.size(0)});
   const Layer layer{static_cast<const float*>(input.const_data_ptr()),
@@ -203,7 +213,9 @@ Tensor linear(Tensor input, Tensor weight, std::optional<Tensor> bias, bool gelu
                     input.size(1),
                     weight.size(0),
                     gelu};
-  if (layer.rows > 0 && layer.columns > 0) multiply(layer);
+  if (layer.rows == 0 || layer.columns == 0) return output;
+  const bool by_thirds = layer.rows >= kThirdsRows && layer.depth > 0 && has_bf16_products();
+  if (!by_thirds || !multiply_many_rows(layer)) multiply(layer);
   return output;
 }
 

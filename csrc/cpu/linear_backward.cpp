@@ -7,7 +7,7 @@
 #include <cstring>
 #include <tuple>
 
-#include "gemm.h"
+#include "matmul_thirds.h"
 
 namespace blip_fast {
 namespace {
@@ -24,10 +24,15 @@ Buffer<float> pack(const float* matrix, int64_t depth, int64_t columns) {
   return panels;
 }
 
+Side side(Operand<float> a) {
+  return a.depth_stride == 1 ? Side{a.data, a.row_stride, true} : Side{a.data, a.depth_stride, false};
+}
+
 // out (rows x columns) = a (rows x depth) b (depth x columns)
 void multiply(Operand<float> a, const float* b, int64_t rows, int64_t depth, int64_t columns, float* out) {
   if (depth == 0) std::fill_n(out, rows * columns, 0.0f);
   if (depth == 0 || rows == 0) return;
+  if (has_bf16_products() && multiply_by_thirds(side(a), {b, columns, false}, rows, depth, columns, out)) return;
   const Buffer<float> panels = pack(b, depth, columns);
   const int64_t blocks = ceil_div(rows, kBlock), across = panel_count(columns);
   parallel(blocks * across, [&](int64_t task) {

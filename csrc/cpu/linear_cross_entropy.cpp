@@ -170,6 +170,7 @@ class Backward {
     if (grad_hidden) weight_ = buffer<E>(padded(std::min(kChunk, layer_.vocabulary)) * padded_);
     if (grad_hidden) sum_hidden_ = buffer<float>(size() * padded_);
     const int64_t panels = panel_count(layer_.width), blocks = ceil_div(size(), kBlock);
+    const int64_t strips = ceil_div(size(), kStrip);
     for (int64_t word = 0; word < layer_.vocabulary; word += kChunk) {
       const int64_t words = std::min(kChunk, layer_.vocabulary - word);
       parallel(ceil_div(words, kStrip), [&](int64_t i) { gradient_of_logits(word, i * kStrip, words, grad_bias); });
@@ -181,8 +182,8 @@ class Backward {
       if (!grad_hidden) continue;
       parallel(panels, [&](int64_t i) { pack_weight(word, words, i * kPanelColumns); });
       parallel(blocks * panels, [&](int64_t i) {
-        const int64_t r = size() * (i / panels) / blocks, end = size() * (i / panels + 1) / blocks;
-        hidden_tile(word, words, r, end - r, i % panels * kPanelColumns);
+        const int64_t r = strips * (i / panels) / blocks * kStrip, end = strips * (i / panels + 1) / blocks * kStrip;
+        hidden_tile(word, words, r, std::min(end, size()) - r, i % panels * kPanelColumns);
       });
     }
     for (int64_t r = 0; grad_hidden && r < size(); ++r) {
@@ -242,7 +243,12 @@ class Backward {
   void pack_weight(int64_t word, int64_t words, int64_t column) {
     const int64_t columns = std::min(kPanelColumns, layer_.width - column);
     const T* from = layer_.weight + word * layer_.width + column;
-    pack_panel(from, layer_.width, words, columns, weight_.get() + column * padded(words));
+    E* const panel = weight_.get() + column * padded(words);
+    if constexpr (kByThirds<E>) {
+      pack_right({from, layer_.width, false}, columns, words, panel);
+    } else {
+      pack_panel(from, layer_.width, words, columns, panel);
+    }
   }
 
   // sum_hidden (n x C) += D^T weight[word : word + words], the tile of up to 128 x 32 at (r, column)
@@ -266,9 +272,16 @@ class Backward {
 
 // Calls f(T, E) for tensors of T whose products are computed in E.
 template <class F>
-void dispatch_products(ScalarType dtype, const F& f) {
+void dispatch_products(ScalarType dtype, bool by_thirds, const F& f) {
+  if (by_thirds) return f(Type<float>{}, Type<Thirds>{});
   if (dtype == ScalarType::BFloat16 && has_bf16_products()) return f(Type<BFloat16>{}, Type<BFloat16>{});
   dispatch_float(dtype, [&](auto type) { f(type, Type<float>{}); });
+}
+
+bool may_use_thirds(const Tensor& hidden) { return hidden.scalar_type() == ScalarType::Float && has_bf16_products(); }
+
+bool finite(const Tensor& floats) {
+  return all_finite(static_cast<const float*>(floats.const_data_ptr()), 1, floats.numel(), floats.numel());
 }
 
 void check(const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& labels) {
@@ -286,13 +299,16 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy(Tensor hidden, Tensor we
   Tensor losses = torch::stable::new_zeros(hidden, {rows}, ScalarType::Float);
   Tensor lse = torch::stable::new_zeros(hidden, {rows}, ScalarType::Float);
   Tensor logits = keep_logits ? torch::stable::empty_like(weight) : torch::stable::new_empty(weight, {0});
-  dispatch_products(hidden.scalar_type(), [&](auto type, auto products) {
+  const auto run = [&](auto type, auto products) {
     using T = typename decltype(type)::type;
     forward<typename decltype(products)::type>(
         Layer<T>(hidden, weight, bias), counted, static_cast<float>(label_smoothing),
         keep_logits ? static_cast<T*>(logits.mutable_data_ptr()) : nullptr,
         static_cast<float*>(losses.mutable_data_ptr()), static_cast<float*>(lse.mutable_data_ptr()));
-  });
+  };
+  const bool by_thirds = may_use_thirds(hidden);
+  dispatch_products(hidden.scalar_type(), by_thirds, run);
+  if (by_thirds && !finite(losses)) dispatch_products(hidden.scalar_type(), false, run);
   return {losses, lse, logits};
 }
 
@@ -310,7 +326,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(Tensor grad_los
   Tensor grad_hidden = zeros(need_hidden, hidden), grad_bias = zeros(need_bias, bias ? *bias : labels);
   const bool allocate = need_weight && !kept;
   Tensor grad_weight = allocate ? torch::stable::empty_like(weight) : torch::stable::new_empty(weight, {0});
-  dispatch_products(hidden.scalar_type(), [&](auto type, auto products) {
+  const bool by_thirds = may_use_thirds(hidden) && finite(hidden) && finite(lse) && finite(grad_losses);
+  dispatch_products(hidden.scalar_type(), by_thirds, [&](auto type, auto products) {
     using T = typename decltype(type)::type;
     const auto data = [](Tensor& t) { return static_cast<T*>(t.mutable_data_ptr()); };
     const Layer<T> layer(hidden, weight, bias);

@@ -1,5 +1,5 @@
 // What linear_cross_entropy multiplies: the rows that count, packed, and blocks of the weight's rows. E is the
-// type of what is multiplied: float, or bfloat16 where the processor has products of it.
+// type of what is multiplied: float or, where the processor has products of bfloat16, that, or its thirds of floats.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -8,7 +8,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "gemm_bf16.h"
+#include "gemm_thirds.h"
 
 namespace blip_fast {
 
@@ -44,12 +44,26 @@ struct Layer {
         vocabulary(w.size(0)) {}
 };
 
+template <class E>
+constexpr bool kByThirds = std::is_same_v<E, Thirds>;
+
 // Zeros from `depth` to the padded depth of a panel.
 template <class E>
 void clear_padding(int64_t depth, E* panel) {
   for (int64_t k = depth; k < Packing<E>::padded(depth); ++k) {
     for (int64_t j = 0; j < kPanelColumns; ++j) *at(panel, k, j) = E(0.0f);
   }
+}
+
+// Columns [first, first + columns) of the counted rows from `begin` to `end`, row by row.
+inline Buffer<float> gather(const Layer<float>& layer, const Counted& counted, int64_t begin, int64_t end,
+                            int64_t first, int64_t columns) {
+  Buffer<float> rows = buffer<float>((end - begin) * columns);
+  for (int64_t r = begin; r < end; ++r) {
+    memcpy(rows.get() + (r - begin) * columns, layer.hidden + counted.row[r] * layer.width + first,
+           columns * sizeof(float));
+  }
+  return rows;
 }
 
 // Panels over the counted rows of hidden^T (C x n), the right operand of the logits, for products of E.
@@ -59,11 +73,17 @@ Buffer<E> pack_hidden_transposed(const Layer<T>& layer, const Counted& counted) 
   Buffer<E> panels = buffer<E>(panel_count(counted.size()) * depth * kPanelColumns);
   parallel(panel_count(counted.size()), [&](int64_t p) {
     E* panel = panels.get() + p * depth * kPanelColumns;
-    clear_padding(width, panel);
-    for (int64_t j = 0; j < kPanelColumns; ++j) {
-      const int64_t r = p * kPanelColumns + j;
-      const T* row = r < counted.size() ? layer.hidden + counted.row[r] * width : nullptr;
-      for (int64_t c = 0; c < width; ++c) from_float(row ? to_float(row[c]) : 0.0f, at(panel, c, j));
+    if constexpr (kByThirds<E>) {
+      const int64_t begin = p * kPanelColumns, end = std::min(begin + kPanelColumns, counted.size());
+      const Buffer<float> rows = gather(layer, counted, begin, end, 0, width);
+      pack_right({rows.get(), width, true}, end - begin, width, panel);
+    } else {
+      clear_padding(width, panel);
+      for (int64_t j = 0; j < kPanelColumns; ++j) {
+        const int64_t r = p * kPanelColumns + j;
+        const T* row = r < counted.size() ? layer.hidden + counted.row[r] * width : nullptr;
+        for (int64_t c = 0; c < width; ++c) from_float(row ? to_float(row[c]) : 0.0f, at(panel, c, j));
+      }
     }
   });
   return panels;
@@ -77,10 +97,15 @@ Buffer<E> pack_hidden(const Layer<T>& layer, const Counted& counted) {
   parallel(panel_count(layer.width), [&](int64_t p) {
     const int64_t first = p * kPanelColumns, columns = std::min(kPanelColumns, layer.width - first);
     E* panel = panels.get() + first * depth;
-    clear_padding(counted.size(), panel);
-    for (int64_t r = 0; r < counted.size(); ++r) {
-      const T* row = layer.hidden + counted.row[r] * layer.width + first;
-      for (int64_t j = 0; j < kPanelColumns; ++j) from_float(j < columns ? to_float(row[j]) : 0.0f, at(panel, r, j));
+    if constexpr (kByThirds<E>) {
+      const Buffer<float> rows = gather(layer, counted, 0, counted.size(), first, columns);
+      pack_right({rows.get(), columns, false}, columns, counted.size(), panel);
+    } else {
+      clear_padding(counted.size(), panel);
+      for (int64_t r = 0; r < counted.size(); ++r) {
+        const T* row = layer.hidden + counted.row[r] * layer.width + first;
+        for (int64_t j = 0; j < kPanelColumns; ++j) from_float(j < columns ? to_float(row[j]) : 0.0f, at(panel, r, j));
+      }
     }
   });
   return panels;
@@ -95,11 +120,18 @@ Operand<E> weight_rows(const Layer<T>& layer, int64_t begin, int64_t count, Buff
     if (depth == width) return row_operand(rows, width);
   }
   if (!scratch) scratch = buffer<E>(kBlock * depth);
-  for (int64_t i = 0; i < count; ++i) {
-    convert(rows + i * width, width, scratch.get() + i * depth);
-    std::fill_n(scratch.get() + i * depth + width, depth - width, E(0.0f));
+  if constexpr (kByThirds<E>) {
+    for (int64_t i = 0; i < count; i += kPanelColumns) {
+      pack_left({rows + i * width, width, true}, std::min(kPanelColumns, count - i), width, scratch.get() + i * depth);
+    }
+    return {scratch.get(), depth};
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      convert(rows + i * width, width, scratch.get() + i * depth);
+      std::fill_n(scratch.get() + i * depth + width, depth - width, E(0.0f));
+    }
+    return row_operand(scratch.get(), depth);
   }
-  return row_operand(scratch.get(), depth);
 }
 
 template <class T>

@@ -2,7 +2,7 @@
 // columns for grad_hidden = D^T weight. It is computed in fp32, in strips of up to 32 words.
 #pragma once
 
-#include "gemm_bf16.h"
+#include "gemm_thirds.h"
 
 namespace blip_fast {
 
@@ -39,6 +39,33 @@ class LogitGradient {
 
   int64_t counted_, row_stride_, column_stride_;
   Buffer<E> rows_, columns_;  // (words, counted), (counted, words); bfloat16 is padded with zeros
+};
+
+// By thirds both are panels of 32 rows: a strip is one of D, and 32 of the depth of each panel of D^T.
+template <>
+class LogitGradient<Thirds> {
+ public:
+  LogitGradient(int64_t words, int64_t counted)
+      : counted_(counted),
+        row_stride_(Packing<Thirds>::padded(counted)),
+        column_stride_(Packing<Thirds>::padded(words)),
+        rows_(buffer<Thirds>(column_stride_ * row_stride_)),
+        columns_(buffer<Thirds>(row_stride_ * column_stride_)) {}
+
+  void store(const float* strip, int64_t stride, int64_t word, int64_t words) {
+    pack_left({strip, stride, true}, words, counted_, rows_.get() + word * row_stride_);
+    for (int64_t r = 0; r < counted_; r += kStrip) {
+      pack_left({strip + r, stride, false}, std::min(kStrip, counted_ - r), words,
+                columns_.get() + r * column_stride_ + word * kStrip);
+    }
+  }
+
+  Operand<Thirds> rows(int64_t word) const { return {rows_.get() + word * row_stride_, row_stride_}; }
+  Operand<Thirds> columns(int64_t row) const { return {columns_.get() + row * column_stride_, column_stride_}; }
+
+ private:
+  int64_t counted_, row_stride_, column_stride_;
+  Buffer<Thirds> rows_, columns_;
 };
 
 }  // namespace blip_fast

@@ -1,6 +1,7 @@
 // What is to be known about this processor before work is given to it.
 #include <torch/csrc/stable/library.h>
 
+#include "gemm_bf16.h"
 #include "simd.h"
 
 #if defined(BLIP_FAST_X86)
@@ -32,15 +33,20 @@ bool mkl_at_full_rate() {
 #endif
 }
 
+// Large matrices are multiplied faster than by any processor's fp32 arithmetic (gemm_thirds.h).
+bool multiplies_by_thirds() { return has_bf16_products(); }
+
 }  // namespace
 }  // namespace blip_fast
 
 STABLE_TORCH_LIBRARY_FRAGMENT(blip_fast_native, m) {
   m.def("outruns_mkl() -> bool");
   m.def("mkl_at_full_rate() -> bool");
+  m.def("multiplies_by_thirds() -> bool");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(blip_fast_native, CompositeExplicitAutograd, m) {
   m.impl("outruns_mkl", TORCH_BOX(&blip_fast::outruns_mkl));
   m.impl("mkl_at_full_rate", TORCH_BOX(&blip_fast::mkl_at_full_rate));
+  m.impl("multiplies_by_thirds", TORCH_BOX(&blip_fast::multiplies_by_thirds));
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,18 +52,65 @@ def test_gelu_is_exact():
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the native library is not built")
 @pytest.mark.parametrize("gelu", [False, True])
-def test_a_row_depends_on_itself_alone(monkeypatch, gelu):
-    monkeypatch.setattr(native, "mkl_at_full_rate", lambda: False)
-    x, weight, bias = layer(700, 96, 75)
-    whole = linear(x, weight, bias, gelu)
-    for rows in (slice(0, 1), slice(3, 15), slice(100, 140), slice(650, 700)):
-        assert torch.equal(linear(x[rows], weight, bias, gelu), whole[rows])
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        assert torch.equal(linear(x, weight, bias, gelu), whole)
-    finally:
-        torch.set_num_threads(threads)
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [
+        (MANY_ROWS - 1, [(0, 1), (3, 15), (20, 60)]),
+        (700, [(0, MANY_ROWS), (100, 250), (700 - MANY_ROWS, 700)]),
+        (2600, [(0, 700), (1900, 2600)]),
+    ],
+)
+def test_a_row_depends_on_itself_alone(gelu, rows, parts):
+    x, weight, bias = layer(rows, 96, 75)
+    with blip_fast.backend("cpu"):
+        whole = linear(x, weight, bias, gelu)
+        for begin, end in parts:
+            assert torch.equal(linear(x[begin:end], weight, bias, gelu), whole[begin:end])
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(1)
+            assert torch.equal(linear(x, weight, bias, gelu), whole)
+        finally:
+            torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("depth", [1100, 3072, 5000])
+def test_long_sums(backend, depth):
+    across, along = layer(70, depth, 40), layer(depth, 40, 70)  # in the product, and in the gradient of the weight
+    with blip_fast.backend(backend):
+        ours = (linear(*across), *gradients(linear, *along))
+    eager = (F.linear(*across), *gradients(F.linear, *along))
+    exact = (F.linear(*doubles(across)), *gradients(F.linear, *doubles(along)))
+    for found, peer, truth in zip(ours, eager, exact, strict=True):
+        assert (found - truth).norm() <= 1.5 * (peer - truth).norm() + 1e-7 * truth.norm()
+
+
+def doubles(tensors: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    return [tensor.double() for tensor in tensors]
+
+
+SPECIAL = {
+    "NaN": float("nan"),
+    "infinite": float("inf"),
+    "minus infinite": float("-inf"),
+    "rounded to infinity in bfloat16": 3.4e38,
+    "whose products overflow": 1e30,
+    "subnormal": 1e-40,
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", SPECIAL.values(), ids=SPECIAL)
+@pytest.mark.parametrize("where", [0, 1])
+def test_numbers_that_are_not_finite_or_hardly_so(backend, value, where):
+    tensors = layer(80, 40, 30)
+    tensors[where][3, 5] = value
+    with blip_fast.backend(backend):
+        ours = (linear(*tensors), *gradients(linear, *tensors))
+    eager = (F.linear(*tensors), *gradients(F.linear, *tensors))
+    for found, expected in zip(ours, eager, strict=True):
+        torch.testing.assert_close(found, expected, equal_nan=True)
 
 
 def gradients(run, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -79,7 +128,7 @@ def test_gradients(backend, rows, depth, columns):
     with blip_fast.backend(backend):
         ours = gradients(linear, *tensors)
     eager = gradients(F.linear, *tensors)
-    exact = gradients(F.linear, *(tensor.double() for tensor in tensors))
+    exact = gradients(F.linear, *doubles(tensors))
     for found, peer, truth in zip(ours, eager, exact, strict=True):
         assert found.shape == truth.shape
         assert (found - truth).norm() <= 1.5 * (peer - truth).norm() + 1e-7 * truth.norm()
@@ -129,10 +178,14 @@ def test_gradcheck():
 def test_training_takes_the_faster_product(monkeypatch, ours):
     monkeypatch.setattr(native, "outruns_mkl", lambda: ours)
     x, weight, bias = (tensor.requires_grad_() for tensor in layer(5, 4, 3))
-    assert ("blip_fast_linear" in linear(x, weight, bias).grad_fn.next_functions[0][0].name()) == ours
+    assert is_ours(linear(x, weight, bias)) == ours
     assert "blip_fast" not in linear(x.double(), weight.double()).grad_fn.name()
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight, bias).dtype == torch.bfloat16
+
+
+def is_ours(output: torch.Tensor) -> bool:
+    return "blip_fast_linear" in output.grad_fn.next_functions[0][0].name()
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the native library is not built")
@@ -141,14 +194,35 @@ def test_training_takes_the_faster_product(monkeypatch, ours):
 def test_many_rows_take_torchs_product_where_it_is_faster(monkeypatch, rows, theirs):
     monkeypatch.setattr(native, "mkl_at_full_rate", lambda: theirs)
     x, weight, bias = layer(rows, 40, 30)
-    module = nn.Linear(40, 30, device="meta")
-    module.weight, module.bias = nn.Parameter(weight), nn.Parameter(bias)
     with blip_fast.backend("cpu"):
         ours = linear(x, weight, bias)
     expected = F.linear(x, weight, bias) if theirs and rows == MANY_ROWS else ours
     assert torch.equal(linear(x[None], weight, bias)[0], expected)
     with torch.no_grad():
-        assert torch.equal(linear_layers(x)(module, x, False), expected)
+        assert torch.equal(linear_layers(x)(module_of(weight, bias), x, False), expected)
+
+
+def module_of(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
+    module = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    module.weight, module.bias = nn.Parameter(weight), nn.Parameter(bias)
+    return module
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the native library is not built")
+@pytest.mark.parametrize("rows", [MANY_ROWS, 2 * MANY_ROWS])
+def test_large_products_are_ours_where_they_are_made_by_thirds(monkeypatch, rows):
+    monkeypatch.setattr(native, "outruns_mkl", lambda: False)
+    monkeypatch.setattr(native, "mkl_at_full_rate", lambda: True)
+    monkeypatch.setattr(native, "multiplies_by_thirds", lambda: True)
+    monkeypatch.setattr(sys.modules["blip_fast.ops.linear"], "MANY_PRODUCTS", 2 * MANY_ROWS * 40 * 30)
+    x, weight, bias = layer(rows, 40, 30)
+    assert is_ours(linear(*(tensor.requires_grad_() for tensor in (x, weight, bias)))) == (rows > MANY_ROWS)
+    with torch.no_grad():
+        with blip_fast.backend("cpu"):
+            ours = linear(x, weight, bias)
+        expected = ours if rows > MANY_ROWS else F.linear(x, weight, bias)
+        assert torch.equal(linear(x, weight, bias), expected)
+        assert torch.equal(linear_layers(x)(module_of(weight, bias), x, False), expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
