@@ -24,7 +24,8 @@
 namespace blip_fast {
 namespace {
 
-constexpr int64_t kGroup = 128;  // rows per task, at least, so that reading the keys does not bound it
+constexpr int64_t kThirdsRows = 128;  // from so many on products by thirds are faster
+constexpr int64_t kGroup = 128;       // rows per task, at least, so that reading the keys does not bound it
 
 // Rows of X, packed panel by panel.
 template <class E>
@@ -33,14 +34,20 @@ Buffer<E> pack_rows(const Problem& problem, const Direction& d) {
   const float* const momentum = static_cast<const float*>(d.momentum.const_data_ptr()) + problem.offset * problem.embed;
   const int64_t depth = Packing<E>::padded(problem.embed);
   Buffer<E> features = buffer<E>(problem.rows.padded() * depth);
-  std::fill_n(features.get(), problem.rows.padded() * depth, E(0.0f));
+  const Buffer<float> rows = buffer<float>(kPanelRows * problem.embed);
   for (int64_t panel = 0; panel < problem.rows.panels(); ++panel) {
     const int64_t start = problem.rows.start(panel), width = problem.rows.width(panel);
-    for (int64_t r = start; r < std::min(start + width, problem.rows.count); ++r) {
-      const float* const row =
-          r < problem.batch ? online + r * problem.embed : momentum + (r - problem.batch) * problem.embed;
-      KeyTile<E>::pack_feature(row, r - start, width, problem.embed, features.get() + start * depth);
+    for (int64_t r = start; r < start + width; ++r) {
+      float* const row = rows.get() + (r - start) * problem.embed;
+      if (r < problem.batch) {
+        std::copy_n(online + r * problem.embed, problem.embed, row);
+      } else if (r < problem.rows.count) {
+        std::copy_n(momentum + (r - problem.batch) * problem.embed, problem.embed, row);
+      } else {
+        std::fill_n(row, problem.embed, 0.0f);
+      }
     }
+    KeyTile<E>::pack_features(rows.get(), width, problem.embed, features.get() + start * depth);
   }
   return features;
 }
@@ -282,9 +289,39 @@ Direction direction(const Problem& problem, const Tensor& online, const Tensor& 
   return {online, momentum, keys, queue, matrix(problem.batch, problem.gathered), matrix(problem.batch, problem.embed)};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> contrastive_loss(
-    Tensor image_feat, Tensor text_feat, Tensor image_feat_m, Tensor text_feat_m, Tensor image_queue, Tensor text_queue,
-    Tensor temp, Tensor alpha, std::optional<Tensor> ids, std::optional<Tensor> queue_ids, int64_t offset) {
+// What the operation returns: loss, logits and gradients of both directions, d loss / d temp.
+using Result = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+int64_t row_count(const Problem& problem) { return problem.alpha == 0 ? problem.batch : 2 * problem.batch; }
+
+template <class E>
+Result compute(Problem problem, const Direction (&directions)[2]) {
+  problem.tile = KeyTile<E>::kTile;
+  problem.rows = {row_count(problem), KeyTile<E>::kRowUnit};
+  problem.positive_rows = {problem.batch, KeyTile<E>::kRowUnit};
+  split(problem);
+  const Tensor memory =
+      torch::stable::new_zeros(directions[0].online, {2 * problem.splits * Partial::size(problem)}, ScalarType::Float);
+  const std::vector<Partial> partials = sweep_all<E>(problem, directions, memory);
+  const auto [loss, grad_temp] = finish(problem, directions, partials);
+  return {loss, directions[0].logits, directions[1].logits, directions[0].gradient, directions[1].gradient, grad_temp};
+}
+
+// By thirds only what is finite (gemm_thirds.h), and enough rows to make up for taking the keys to pieces.
+Result compute_in_fp32(const Problem& problem, const Direction (&directions)[2]) {
+  if (has_bf16_products() && row_count(problem) >= kThirdsRows) {
+    const Result result = compute<Thirds>(problem, directions);
+    const auto& [loss, logits, logits_t, gradient, gradient_t, grad_temp] = result;
+    if (all_finite(loss) && all_finite(logits) && all_finite(logits_t) && all_finite(gradient) &&
+        all_finite(gradient_t))
+      return result;
+  }
+  return compute<float>(problem, directions);
+}
+
+Result contrastive_loss(Tensor image_feat, Tensor text_feat, Tensor image_feat_m, Tensor text_feat_m,
+                        Tensor image_queue, Tensor text_queue, Tensor temp, Tensor alpha, std::optional<Tensor> ids,
+                        std::optional<Tensor> queue_ids, int64_t offset) {
   Problem problem{};
   problem.batch = image_feat.size(0);
   problem.gathered = image_feat_m.size(0);
@@ -295,23 +332,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> contrastive_loss(
   problem.alpha = *static_cast<const float*>(alpha.const_data_ptr());
   problem.ids = ids ? static_cast<const int64_t*>(ids->const_data_ptr()) : nullptr;
   problem.queue_ids = queue_ids ? static_cast<const int64_t*>(queue_ids->const_data_ptr()) : nullptr;
-  const bool in_bf16 =
-      has_bf16_products() && all_bf16({image_feat, text_feat, image_feat_m, text_feat_m, image_queue, text_queue});
-  const int64_t unit = in_bf16 ? KeyTile<BFloat16>::kRowUnit : KeyTile<float>::kRowUnit;
-  problem.tile = in_bf16 ? KeyTile<BFloat16>::kTile : KeyTile<float>::kTile;
-  problem.rows = {problem.alpha == 0 ? problem.batch : 2 * problem.batch, unit};
-  problem.positive_rows = {problem.batch, unit};
-  split(problem);
-
   const Tensor images_m = as_float(image_feat_m), texts_m = as_float(text_feat_m);
   const Direction directions[2] = {direction(problem, as_float(image_feat), images_m, texts_m, text_queue),
                                    direction(problem, as_float(text_feat), texts_m, images_m, image_queue)};
-  const Tensor memory =
-      torch::stable::new_zeros(images_m, {2 * problem.splits * Partial::size(problem)}, ScalarType::Float);
-  const std::vector<Partial> partials =
-      in_bf16 ? sweep_all<BFloat16>(problem, directions, memory) : sweep_all<float>(problem, directions, memory);
-  const auto [loss, grad_temp] = finish(problem, directions, partials);
-  return {loss, directions[0].logits, directions[1].logits, directions[0].gradient, directions[1].gradient, grad_temp};
+  const bool in_bf16 =
+      has_bf16_products() && all_bf16({image_feat, text_feat, image_feat_m, text_feat_m, image_queue, text_queue});
+  return in_bf16 ? compute<BFloat16>(problem, directions) : compute_in_fp32(problem, directions);
 }
 
 }  // namespace

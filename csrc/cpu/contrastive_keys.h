@@ -1,11 +1,11 @@
 // A tile of keys, and the two products with it: scores^T = keys X^T and sum^T = keys^T weights^T. Meanwhile the next
 // tile is fetched to the cache: its rows lie pages apart, which no hardware prefetches. E is the type of what is
-// multiplied: float, or bfloat16 where features and queue are and the processor has products of it.
+// multiplied: float or, where the processor has products of bfloat16, that (if features and queue are), or thirds.
 #pragma once
 
 #include "contrastive_panel.h"  // first: it silences a warning about vectors in the headers below
 #include "contrastive_problem.h"
-#include "gemm_bf16.h"
+#include "gemm_thirds.h"
 
 namespace blip_fast {
 
@@ -40,9 +40,11 @@ class KeyTile<float> {
 
   explicit KeyTile(int64_t embed) : keys_(buffer<float>(embed * kTile)) {}
 
-  // Row r of a panel of features (E, width), as `scores` reads it.
-  static void pack_feature(const float* row, int64_t r, int64_t width, int64_t embed, float* panel) {
-    for (int64_t e = 0; e < embed; ++e) panel[e * width + r] = row[e];
+  // A panel of features as `scores` reads it, from its rows (width, E).
+  static void pack_features(const float* rows, int64_t width, int64_t embed, float* panel) {
+    for (int64_t r = 0; r < width; ++r) {
+      for (int64_t e = 0; e < embed; ++e) panel[e * width + r] = rows[r * embed + e];
+    }
   }
 
   void pack(const Problem& problem, const Direction& d, int64_t begin, int64_t count, const Prefetch& next) {
@@ -86,9 +88,13 @@ class KeyTile<BFloat16> {
     std::fill_n(columns_.get(), depth_ * kTile, BFloat16(0.0f));
   }
 
-  static void pack_feature(const float* row, int64_t r, int64_t, int64_t embed, BFloat16* panel) {
-    BFloat16* const part = panel + r / kPanelColumns * kPanelColumns * Packing<BFloat16>::padded(embed);
-    for (int64_t e = 0; e < embed; ++e) from_float(row[e], at(part, e, r % kPanelColumns));
+  static void pack_features(const float* rows, int64_t width, int64_t embed, BFloat16* panel) {
+    const int64_t depth = Packing<BFloat16>::padded(embed);
+    std::fill_n(panel, width * depth, BFloat16(0.0f));
+    for (int64_t r = 0; r < width; ++r) {
+      BFloat16* const part = panel + r / kPanelColumns * kPanelColumns * depth;
+      for (int64_t e = 0; e < embed; ++e) from_float(rows[r * embed + e], at(part, e, r % kPanelColumns));
+    }
   }
 
   void pack(const Problem& problem, const Direction& d, int64_t begin, int64_t count, const Prefetch& next) {
@@ -124,6 +130,59 @@ class KeyTile<BFloat16> {
   int64_t depth_, row_stride_;
   Buffer<BFloat16> columns_, rows_;  // (depth, kTile), zero padded, and (kTile, depth)
   Buffer<BFloat16> weights_;         // a panel
+};
+
+template <>
+class KeyTile<Thirds> {
+ public:
+  static constexpr int64_t kTile = 128;
+  static constexpr int64_t kRowUnit = kPanelColumns;
+
+  explicit KeyTile(int64_t embed)
+      : depth_(Packing<Thirds>::padded(embed)),
+        keys_(buffer<float>(embed * kTile)),
+        columns_(buffer<Thirds>(depth_ * kTile)),
+        rows_(buffer<Thirds>(kTile * depth_)),
+        weights_(buffer<Thirds>(kTile * kPanelColumns)) {}
+
+  static void pack_features(const float* rows, int64_t width, int64_t embed, Thirds* panel) {
+    for (int64_t r = 0; r < width; r += kPanelColumns) {
+      pack_right({rows + r * embed, embed, true}, kPanelColumns, embed, panel + r * Packing<Thirds>::padded(embed));
+    }
+  }
+
+  void pack(const Problem& problem, const Direction& d, int64_t begin, int64_t count, const Prefetch& next) {
+    pack_keys<kTile>(problem, d, begin, count, keys_.get());
+    const Side rows{keys_.get(), kTile, false}, columns{keys_.get(), kTile, true};
+    const int64_t embed = problem.embed;
+    for (int64_t key = 0; key < count; key += kPanelColumns) {
+      pack_left(rows.from(key, 0), std::min(kPanelColumns, count - key), embed, rows_.get() + key * depth_);
+    }
+    for (int64_t e = 0; e < embed; e += kPanelColumns) {
+      pack_left(columns.from(e, 0), std::min(kPanelColumns, embed - e), count, columns_.get() + e * kTile);
+      next.fetch(e, std::min(e + kPanelColumns, embed), embed);
+    }
+  }
+
+  void scores(const Thirds* features, const Panel& p) const {
+    for (int64_t r = 0; r < p.rows; r += kPanelColumns) {
+      multiply_panel({rows_.get(), depth_}, p.keys, depth_, features + r * depth_, p.scores + r, p.rows, false);
+    }
+  }
+
+  void weighted_sum(const Panel& p) {
+    for (int64_t r = 0; r < p.rows; r += kPanelColumns) {
+      pack_right({p.scores + r, p.rows, false}, kPanelColumns, p.keys, weights_.get());
+      multiply_panel({columns_.get(), kTile}, p.embed, Packing<Thirds>::padded(p.keys), weights_.get(), p.sum + r,
+                     p.rows, false);
+    }
+  }
+
+ private:
+  int64_t depth_;
+  Buffer<float> keys_;             // (E, kTile)
+  Buffer<Thirds> columns_, rows_;  // panels of the keys' columns, and of the keys
+  Buffer<Thirds> weights_;         // a panel
 };
 
 }  // namespace blip_fast

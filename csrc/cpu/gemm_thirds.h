@@ -8,6 +8,8 @@
 // who finds a result that is not finite multiplies again in fp32.
 #pragma once
 
+#include <torch/csrc/stable/tensor.h>
+
 #include "gemm_bf16.h"
 
 namespace blip_fast {
@@ -56,5 +58,8 @@ void multiply_panel(Operand<Thirds> a, int64_t rows, int64_t depth, const Thirds
 void add_tile(const float* tile, int64_t rows, int64_t columns, float* matrix, int64_t stride);
 
 bool all_finite(const float* matrix, int64_t rows, int64_t columns, int64_t stride);
+inline bool all_finite(const torch::stable::Tensor& floats) {
+  return all_finite(static_cast<const float*>(floats.const_data_ptr()), 1, floats.numel(), 0);
+}
 
 }  // namespace blip_fast

@@ -280,10 +280,6 @@ void dispatch_products(ScalarType dtype, bool by_thirds, const F& f) {
 
 bool may_use_thirds(const Tensor& hidden) { return hidden.scalar_type() == ScalarType::Float && has_bf16_products(); }
 
-bool finite(const Tensor& floats) {
-  return all_finite(static_cast<const float*>(floats.const_data_ptr()), 1, floats.numel(), floats.numel());
-}
-
 void check(const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& labels) {
   const bool contiguous =
       hidden.is_contiguous() && weight.is_contiguous() && labels.is_contiguous() && (!bias || bias->is_contiguous());
@@ -308,7 +304,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy(Tensor hidden, Tensor we
   };
   const bool by_thirds = may_use_thirds(hidden);
   dispatch_products(hidden.scalar_type(), by_thirds, run);
-  if (by_thirds && !finite(losses)) dispatch_products(hidden.scalar_type(), false, run);
+  if (by_thirds && !all_finite(losses)) dispatch_products(hidden.scalar_type(), false, run);
   return {losses, lse, logits};
 }
 
@@ -326,7 +322,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(Tensor grad_los
   Tensor grad_hidden = zeros(need_hidden, hidden), grad_bias = zeros(need_bias, bias ? *bias : labels);
   const bool allocate = need_weight && !kept;
   Tensor grad_weight = allocate ? torch::stable::empty_like(weight) : torch::stable::new_empty(weight, {0});
-  const bool by_thirds = may_use_thirds(hidden) && finite(hidden) && finite(lse) && finite(grad_losses);
+  const bool by_thirds = may_use_thirds(hidden) && all_finite(hidden) && all_finite(lse) && all_finite(grad_losses);
   dispatch_products(hidden.scalar_type(), by_thirds, [&](auto type, auto products) {
     using T = typename decltype(type)::type;
     const auto data = [](Tensor& t) { return static_cast<T*>(t.mutable_data_ptr()); };

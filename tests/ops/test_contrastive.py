@@ -90,7 +90,9 @@ CASES = {
     "odd sizes": Inputs(7, 1003, 20),
     "no queue": Inputs(5, 0, 16),
     "several panels of rows": Inputs(34, 140, 16),
+    "many rows": Inputs(67, 140, 40),
     "ids": Inputs(9, 301, 12, with_ids=True),
+    "many rows, ids, first of two ranks": Inputs(64, 129, 20, gathered=128, with_ids=True),
     "second of three ranks": Inputs(5, 90, 32, gathered=15, offset=5),
     "last of two ranks, ids": Inputs(6, 129, 40, gathered=12, offset=6, with_ids=True),
 }
@@ -118,8 +120,9 @@ def compare(backend, case, alpha):
 
 
 @pytest.mark.skipif("cpu" not in blip_fast.ops.registry.OPERATIONS["contrastive_loss"].backends, reason="no library")
-def test_published_size():
-    arguments = Inputs(16, 57_600, 256, queue_dtype=torch.float32).make()
+@pytest.mark.parametrize("batch", [16, 75])
+def test_published_size(batch):
+    arguments = Inputs(batch, 57_600, 256, queue_dtype=torch.float32).make()
     truth = evaluate(published, arguments, dtype=torch.float64)
     eager, got = evaluate(published, arguments), evaluate(contrastive_loss, arguments)
     for key, want in truth.items():
@@ -199,10 +202,11 @@ def test_ranks_average_to_the_whole_batch(backend):
 
 
 @BACKENDS
+@pytest.mark.parametrize("batch", [4, 64])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["image_feat", "text_feat_m", "text_queue", "temp"])
-def test_nan_and_inf_propagate(backend, name, value):
-    arguments = Inputs(4, 140, 16, device=device_of(backend)).make()
+def test_nan_and_inf_propagate(backend, name, value, batch):
+    arguments = Inputs(batch, 140, 16, device=device_of(backend)).make()
     arguments[name].view(-1)[17 % arguments[name].numel()] = value
     want, got = evaluate(published, arguments), run(backend, arguments)
     for key, tensor in want.items():
