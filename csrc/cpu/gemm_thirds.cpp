@@ -3,7 +3,8 @@
 #include "amx_tiles.h"
 
 #if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 suspects its own intrinsics (its bug 105593)
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12 suspects its own intrinsics (its bug 105593)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
 namespace blip_fast {
@@ -42,7 +43,10 @@ BLIP_FAST_TARGET_AMX inline void split_across(__m512 even, __m512 odd, Words (&t
   }
 }
 
-BLIP_FAST_TARGET_AMX inline void transpose(Words (&row)[16]) {
+// The words of a tile, in place.
+BLIP_FAST_TARGET_AMX inline void transpose(BFloat16* tile) {
+  Words row[16];
+  for (int i = 0; i < 16; ++i) row[i] = _mm512_load_si512(tile + i * kUnit);
   Words t[16];
   for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_unpacklo_epi32(row[i], row[i + 1]);
@@ -66,42 +70,51 @@ BLIP_FAST_TARGET_AMX inline void transpose(Words (&row)[16]) {
     row[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
     row[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
   }
+  for (int i = 0; i < 16; ++i) _mm512_store_si512(tile + i * kUnit, row[i]);
 }
 
-// Loads only the first `count` of sixteen, zeros for the others.
+// The first `count` of sixteen, and zeros; all sixteen if kWhole.
+template <bool kWhole>
 BLIP_FAST_TARGET_AMX inline __m512 load_first(const float* x, int64_t count) {
+  if (kWhole) return _mm512_loadu_ps(x);
   const int64_t lanes = std::clamp<int64_t>(count, 0, 16);
   return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << lanes) - 1), x);
 }
 
-// Three tiles of up to 16 rows and 32 of the depth, kThird apart: row by row (A) or, transposed, pair by pair (B).
-BLIP_FAST_TARGET_AMX inline void pack_tiles(Side side, int64_t rows, int64_t depth, bool by_rows, BFloat16* tiles) {
-  Words words[3][16];
+// Three tiles, kThird apart, of up to 16 rows and 32 of the depth: row by row if `along`, else pair by pair.
+template <bool kWhole>
+BLIP_FAST_TARGET_AMX inline void split_tile(Side side, int64_t rows, int64_t depth, BFloat16* tiles) {
   for (int i = 0; i < 16; ++i) {
     Words thirds[3];
-    const float* const x = side.data + (side.along ? i : 2 * i) * side.stride;
     if (side.along) {
+      const float* const x = side.data + i * side.stride;
       const int64_t count = i < rows ? depth : 0;
-      split_along(load_first(x, count), load_first(x + 16, count - 16), thirds);
+      split_along(load_first<kWhole>(x, count), load_first<kWhole>(x + 16, count - 16), thirds);
     } else {
-      split_across(load_first(x, 2 * i < depth ? rows : 0), load_first(x + side.stride, 2 * i + 1 < depth ? rows : 0),
-                   thirds);
+      const float* const x = side.data + 2 * i * side.stride;
+      split_across(load_first<kWhole>(x, 2 * i < depth ? rows : 0),
+                   load_first<kWhole>(x + side.stride, 2 * i + 1 < depth ? rows : 0), thirds);
     }
-    for (int third = 0; third < 3; ++third) words[third][i] = thirds[third];
+    for (int third = 0; third < 3; ++third) _mm512_store_si512(tiles + third * kThird + i * kUnit, thirds[third]);
   }
-  for (auto& third : words) {
-    if (side.along != by_rows) transpose(third);
-    for (int i = 0; i < 16; ++i) _mm512_store_si512(tiles + i * kUnit, third[i]);
-    tiles += kThird;
+}
+
+// Row by row for A, pair by pair for B.
+BLIP_FAST_TARGET_AMX inline void pack_tile(Side side, int64_t rows, int64_t depth, bool by_rows, BFloat16* tiles) {
+  if (rows >= kTileRows && depth >= kUnit) {
+    split_tile<true>(side, rows, depth, tiles);
+  } else {
+    split_tile<false>(side, rows, depth, tiles);
   }
+  for (int third = 0; third < 3 && side.along != by_rows; ++third) transpose(tiles + third * kThird);
 }
 
 BLIP_FAST_TARGET_AMX void pack(Side side, int64_t rows, int64_t depth, bool by_rows, Thirds* panel) {
   auto* tiles = reinterpret_cast<BFloat16*>(panel);
   for (int64_t k = 0; k < depth; k += kUnit, tiles += kPanelUnit) {
     const int64_t left = std::min(kUnit, depth - k);
-    pack_tiles(side.from(0, k), rows, left, by_rows, tiles);
-    pack_tiles(side.from(kTileRows, k), rows - kTileRows, left, by_rows, tiles + kTile);
+    pack_tile(side.from(0, k), rows, left, by_rows, tiles);
+    pack_tile(side.from(kTileRows, k), rows - kTileRows, left, by_rows, tiles + kTile);
   }
 }
 
@@ -139,24 +152,24 @@ BLIP_FAST_TARGET_AMX inline void multiply_units(const BFloat16* a, const BFloat1
   store_block<kBottom>(c, c_stride);
 }
 
-BLIP_FAST_TARGET_AMX void multiply(const BFloat16* a, int64_t rows, int64_t depth, const BFloat16* b, float* c,
-                                   int64_t c_stride) {
-  _tile_loadconfig(&kShapes[rows]);
-  if (rows > kTileRows) {
-    multiply_units<true>(a, b, depth, c, c_stride);
-  } else {
-    multiply_units<false>(a, b, depth, c, c_stride);
-  }
-  _tile_release();
-}
+BLIP_FAST_TARGET_AMX void configure(int64_t rows) { _tile_loadconfig(&kShapes[rows]); }
+BLIP_FAST_TARGET_AMX void release() { _tile_release(); }
 
 }  // namespace
 
 void pack_left(Side a, int64_t rows, int64_t depth, Thirds* panel) { pack(a, rows, depth, true, panel); }
 void pack_right(Side b, int64_t columns, int64_t depth, Thirds* panel) { pack(b, columns, depth, false, panel); }
 
-void multiply_panels(const Thirds* left, int64_t rows, int64_t depth, const Thirds* right, float* c, int64_t c_stride) {
-  multiply(left->part, rows, depth, right->part, c, c_stride);
+Tiles::Tiles(int64_t rows) { configure(rows); }
+Tiles::~Tiles() { release(); }
+
+BLIP_FAST_TARGET_AMX void multiply_panels(const Thirds* left, int64_t rows, int64_t depth, const Thirds* right,
+                                          float* c, int64_t c_stride) {
+  if (rows > kTileRows) {
+    multiply_units<true>(left->part, right->part, depth, c, c_stride);
+  } else {
+    multiply_units<false>(left->part, right->part, depth, c, c_stride);
+  }
 }
 
 #else
@@ -166,24 +179,46 @@ void refuse() { STD_TORCH_CHECK(false, "this processor has no products of bfloat
 
 }  // namespace
 
+Tiles::Tiles(int64_t) { refuse(); }
+Tiles::~Tiles() = default;
 void pack_left(Side, int64_t, int64_t, Thirds*) { refuse(); }
 void pack_right(Side, int64_t, int64_t, Thirds*) { refuse(); }
 void multiply_panels(const Thirds*, int64_t, int64_t, const Thirds*, float*, int64_t) { refuse(); }
 #endif
 
+namespace {
+
+void multiply_rows(Operand<Thirds> a, int64_t rows, int64_t depth, const Thirds* panel, float* c, int64_t c_stride) {
+  const int64_t whole = rows / kPanelColumns * kPanelColumns;
+  if (whole > 0) {
+    const Tiles tiles(kPanelColumns);
+    for (int64_t i = 0; i < whole; i += kPanelColumns) {
+      multiply_panels(a.data + i * a.row_stride, kPanelColumns, depth, panel, c + i * c_stride, c_stride);
+    }
+  }
+  if (whole == rows) return;
+  const Tiles tiles(rows - whole);
+  multiply_panels(a.data + whole * a.row_stride, rows - whole, depth, panel, c + whole * c_stride, c_stride);
+}
+
+}  // namespace
+
 void multiply_panel(Operand<Thirds> a, int64_t rows, int64_t depth, const Thirds* panel, float* c, int64_t c_stride,
                     bool accumulate) {
-  alignas(64) float tiles[kBlock * kPanelColumns];  // read only when all are there: a tile just stored lets wait
+  alignas(64) float sums[kBlock * kPanelColumns];  // added only when all are there: what was just stored lets wait
   for (int64_t k = 0; k < depth; k += kLongestSum, accumulate = true) {
     const int64_t part = std::min(kLongestSum, depth - k);
+    const Thirds* const right = panel + k * kPanelColumns;
     for (int64_t row = 0; row < rows; row += kBlock) {
-      const int64_t end = std::min(row + kBlock, rows);
-      for (int64_t i = row; i < end; i += kPanelColumns) {
-        multiply_panels(a.data + i * a.row_stride + k * kPanelColumns, std::min(kPanelColumns, end - i), part,
-                        panel + k * kPanelColumns, accumulate ? tiles + (i - row) * kPanelColumns : c + i * c_stride,
-                        accumulate ? kPanelColumns : c_stride);
+      const Operand<Thirds> left{a.data + row * a.row_stride + k * kPanelColumns, a.row_stride};
+      const int64_t count = std::min(kBlock, rows - row);
+      float* const out = c + row * c_stride;
+      if (accumulate) {
+        multiply_rows(left, count, part, right, sums, kPanelColumns);
+        add_tile(sums, count, kPanelColumns, out, c_stride);
+      } else {
+        multiply_rows(left, count, part, right, out, c_stride);
       }
-      if (accumulate) add_tile(tiles, end - row, kPanelColumns, c + row * c_stride, c_stride);
     }
   }
 }

@@ -39,7 +39,16 @@ struct Side {
 void pack_left(Side a, int64_t rows, int64_t depth, Thirds* panel);
 void pack_right(Side b, int64_t columns, int64_t depth, Thirds* panel);
 
-// c (up to 32 rows, 32 columns) = A B for a panel of either; the depth is padded.
+// Tiles for up to 32 rows, from here to the end of the scope; they cost as much as half a product of a depth of 64.
+class Tiles {
+ public:
+  explicit Tiles(int64_t rows);
+  ~Tiles();
+  Tiles(const Tiles&) = delete;
+  Tiles& operator=(const Tiles&) = delete;
+};
+
+// c (up to 32 rows, 32 columns) = A B for a panel of either; the depth is padded. Needs Tiles for these rows.
 void multiply_panels(const Thirds* left, int64_t rows, int64_t depth, const Thirds* right, float* c, int64_t c_stride);
 
 // A in panels of 32 rows, one behind the other. The depth of each is row_stride; a part of it begins 32 elements on for

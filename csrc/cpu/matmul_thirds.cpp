@@ -100,6 +100,7 @@ class Matmul {
     const int64_t count = panel_count(area.columns);
     float* const out = out_ + area.row * columns_ + area.column;
     const auto direct = [&](int64_t i) { return !add && (i + 1) * kPanelColumns <= area.columns; };
+    const Tiles held(area.rows);
     for (int64_t i = 0; i < count; ++i) {
       float* const c = direct(i) ? out + i * kPanelColumns : tiles + i * kRows * kPanelColumns;
       multiply_panels(left, area.rows, depth, right + i * kPanelColumns * depth, c,
