@@ -19,7 +19,7 @@ from blip_fast.ops.registry import Operation
 from blip_fast.reference import linear as reference
 
 MANY_ROWS = 64  # from there on MKL at its full rate is faster, and twice as fast at 500 ...
-MANY_PRODUCTS = 200e6  # ... but from there on (rows x K x N) ours by thirds is, where the CPU has AMX
+MANY_PRODUCTS = 150e6  # ... but from there on (rows x K x N) ours by thirds is, where the CPU has AMX
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:

@@ -7,6 +7,7 @@ namespace {
 
 constexpr int64_t kRows = 32;               // of a panel
 constexpr int64_t kHeldRows = 2560;         // rows of A whose panels are held, in the last-level cache
+constexpr int64_t kSlice = 800;             // of the depth, at most; what is 3,072 deep is taken 768 at a time
 constexpr int64_t kHeldBytes = 1200 << 10;  // of B's panels in the second-level cache
 
 enum class Held { kLeft, kRight };
@@ -41,7 +42,7 @@ class Matmul {
 
   bool run() {
     const int64_t blocks = ceil_div(rows_, kHeldRows), groups = ceil_div(rows_, kRows);
-    const int64_t slices = ceil_div(depth_, kLongestSum), units = ceil_div(depth_, 32);
+    const int64_t slices = ceil_div(depth_, kSlice), units = ceil_div(depth_, 32);
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t row = groups * block / blocks * kRows, end = groups * (block + 1) / blocks * kRows;
       for (int64_t i = 0; i < slices; ++i) {
