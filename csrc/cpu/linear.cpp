@@ -2,9 +2,9 @@
 //
 // The weight (N x K) is read where the model has it, 4 N K bytes for 2 R N K operations; six rows of x and four of the
 // weight are multiplied at a time, with sums along the depth in registers. Few rows of x stay in the cache while the
-// weight streams past, the next four of its rows being fetched meanwhile at an even pace: the rate is the memory's. Of
-// many rows, x streams past some rows of the weight: the rate is that of the multiply-add units. On processors with AMX
-// many rows are multiplied by thirds (gemm_thirds.h).
+// weight streams past in four places, the rows behind being fetched meanwhile at an even pace: the rate is the
+// memory's. Of many rows, x streams past some rows of the weight: the rate is that of the multiply-add units. On
+// processors with AMX many rows are multiplied by thirds (gemm_thirds.h).
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -25,7 +25,8 @@ using torch::stable::Tensor;
 constexpr int kTogether = 4;                 // rows of the weight multiplied at once
 constexpr int64_t kFewRows = 18;             // up to here the weight streams
 constexpr int64_t kThirdsRows = 64;          // from here on by thirds; MANY_ROWS of ops/linear.py
-constexpr int64_t kColumns = 64;             // of y per task
+constexpr int64_t kColumns = 64;             // of y per task, of many rows
+constexpr int64_t kFewestColumns = 16;       // of few rows
 constexpr int64_t kBlockRows = 600;          // of y per task, at most
 constexpr int64_t kCachedBytes = 200 << 10;  // of the weight in the second-level cache
 
@@ -71,13 +72,16 @@ BLIP_FAST_INLINE float sum_lanes(const typename Lanes<W>::Vector& v) {
   }
 }
 
-// R rows of x times J rows of the weight. From `ahead`, F cache lines are fetched for each vector along the depth.
+// R rows of x times J rows of the weight, `step` apart. Meanwhile the rows behind F of these are fetched, from the
+// `ahead`-th on.
 template <class Isa, int R, int J, int F>
-BLIP_FAST_INLINE void dots(const Layer& p, int64_t row, int64_t column, const float* ahead) {
+BLIP_FAST_INLINE void dots(const Layer& p, int64_t row, int64_t column, int64_t step, int64_t ahead) {
   using Vector = typename Isa::Vector;
   constexpr int W = Isa::kWidth;
   const float* x = p.x + row * p.depth;
   const float* w = p.weight + column * p.depth;
+  const int64_t stride = step * p.depth;
+  const float* const next = w + ahead * stride + p.depth;
   Vector sum[R][J];
   for (int r = 0; r < R; ++r) {
     for (int j = 0; j < J; ++j) sum[r][j] = Vector{};
@@ -86,9 +90,9 @@ BLIP_FAST_INLINE void dots(const Layer& p, int64_t row, int64_t column, const fl
   for (; k + W <= p.depth; k += W) {
     Vector w_row[J];
 #pragma GCC unroll 4
-    for (int j = 0; j < J; ++j) w_row[j] = load<Vector>(w + j * p.depth + k);
+    for (int j = 0; j < J; ++j) w_row[j] = load<Vector>(w + j * stride + k);
 #pragma GCC unroll 4
-    for (int f = 0; f < F; ++f) __builtin_prefetch(ahead + k * F + f * W, 0, 2);
+    for (int f = 0; f < F; ++f) __builtin_prefetch(next + f * stride + k, 0, 2);
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
       const Vector x_row = load<Vector>(x + r * p.depth + k);
@@ -101,18 +105,18 @@ BLIP_FAST_INLINE void dots(const Layer& p, int64_t row, int64_t column, const fl
 #pragma GCC unroll 4
     for (int j = 0; j < J; ++j) {
       float dot = sum_lanes<W>(sum[r][j]);
-      for (int64_t i = k; i < p.depth; ++i) dot += x[r * p.depth + i] * w[j * p.depth + i];
-      p.y[(row + r) * p.columns + column + j] = dot;
+      for (int64_t i = k; i < p.depth; ++i) dot += x[r * p.depth + i] * w[j * stride + i];
+      p.y[(row + r) * p.columns + column + j * step] = dot;
     }
   }
 }
 
 // As `dots`, for `rows` <= R of them.
 template <class Isa, int R, int J, int F>
-BLIP_FAST_INLINE void dots_of(const Layer& p, int64_t rows, int64_t row, int64_t column, const float* ahead) {
+BLIP_FAST_INLINE void dots_of(const Layer& p, int64_t rows, int64_t row, int64_t column, int64_t step, int64_t ahead) {
   if constexpr (R > 0) {
-    if (rows == R) return dots<Isa, R, J, F>(p, row, column, ahead);
-    dots_of<Isa, R - 1, J, F>(p, rows, row, column, ahead);
+    if (rows == R) return dots<Isa, R, J, F>(p, row, column, step, ahead);
+    dots_of<Isa, R - 1, J, F>(p, rows, row, column, step, ahead);
   }
 }
 
@@ -120,34 +124,35 @@ BLIP_FAST_INLINE void dots_of(const Layer& p, int64_t rows, int64_t row, int64_t
 template <class Isa>
 constexpr int kRows = Isa::kWidth == 16 ? 6 : 2;
 
-// All rows of a tile times J rows of the weight; each of the first J / F groups of rows fetches F of the next J rows.
+// All rows of a tile times J rows of the weight; each of the first J / F groups of rows fetches F of the rows behind.
 template <class Isa, int J, int F>
-BLIP_FAST_INLINE void multiply_columns(const Layer& p, const Tile& tile, int64_t column) {
+BLIP_FAST_INLINE void multiply_columns(const Layer& p, const Tile& tile, int64_t column, int64_t step) {
   constexpr int R = kRows<Isa>;
-  const float* ahead = p.weight + (column + J) * p.depth;
-  int fetched = 0;
+  int64_t fetched = 0;
   for (int64_t row = tile.row; row < tile.end; row += R) {
     const int64_t rows = std::min<int64_t>(R, tile.end - row);
     if (F > 0 && fetched < J) {
-      dots_of<Isa, R, J, F>(p, rows, row, column, ahead + fetched * p.depth);
+      dots_of<Isa, R, J, F>(p, rows, row, column, step, fetched);
       fetched += F;
     } else {
-      dots_of<Isa, R, J, 0>(p, rows, row, column, nullptr);
+      dots_of<Isa, R, J, 0>(p, rows, row, column, step, 0);
     }
   }
 }
 
-// Few rows: a pass over the weight, with the rows of x in the cache.
+// Few rows: a pass over the weight, with the rows of x in the cache. It is read in kTogether places at once, far apart:
+// the hardware then fetches ahead in as many pages.
 template <class Isa>
 BLIP_FAST_INLINE void stream_weight(const Layer& p, const Tile& tile) {
   const bool one_group = tile.end - tile.row <= kRows<Isa>;
-  for (int64_t column = tile.column; column + kTogether <= tile.last; column += kTogether) {
-    if (column + 2 * kTogether > p.columns) {  // nothing is behind
-      multiply_columns<Isa, kTogether, 0>(p, tile, column);
+  const int64_t step = (tile.last - tile.column) / kTogether;
+  for (int64_t column = tile.column; column < tile.column + step; ++column) {
+    if (column + 1 == tile.column + step) {  // nothing is behind
+      multiply_columns<Isa, kTogether, 0>(p, tile, column, step);
     } else if (one_group) {
-      multiply_columns<Isa, kTogether, 4>(p, tile, column);
+      multiply_columns<Isa, kTogether, 4>(p, tile, column, step);
     } else {
-      multiply_columns<Isa, kTogether, 2>(p, tile, column);
+      multiply_columns<Isa, kTogether, 2>(p, tile, column, step);
     }
   }
 }
@@ -162,7 +167,7 @@ BLIP_FAST_INLINE void stream_input(const Layer& p, const Tile& tile) {
     for (int64_t row = tile.row; row < tile.end; row += R) {
       const int64_t rows = std::min<int64_t>(R, tile.end - row);
       for (int64_t column = first; column + kTogether <= last; column += kTogether) {
-        dots_of<Isa, R, kTogether, 0>(p, rows, row, column, nullptr);
+        dots_of<Isa, R, kTogether, 0>(p, rows, row, column, 1, 0);
       }
     }
   }
@@ -178,18 +183,26 @@ struct Multiply {
     }
     const int64_t rest = (tile.last - tile.column) % kTogether;
     for (int64_t column = tile.last - rest; column < tile.last; ++column) {
-      multiply_columns<Isa, 1, 0>(p, tile, column);
+      multiply_columns<Isa, 1, 0>(p, tile, column, 1);
     }
   }
 };
 
+// Few rows: two tasks per thread, so that what is read in one place is long. Many rows: some columns at a time.
+int64_t columns_per_task(const Layer& p) {
+  if (p.rows > kFewRows) return kColumns;
+  const int64_t tasks = 2 * torch::stable::get_num_threads();
+  return std::max((p.columns / tasks + kTogether) / kTogether * kTogether, kFewestColumns);
+}
+
 void multiply(const Layer& p) {
-  const int64_t blocks = (p.rows + kBlockRows - 1) / kBlockRows, groups = (p.columns + kColumns - 1) / kColumns;
+  const int64_t wide = columns_per_task(p);
+  const int64_t blocks = (p.rows + kBlockRows - 1) / kBlockRows, groups = (p.columns + wide - 1) / wide;
   torch::stable::parallel_for(0, blocks * groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t block = task / groups, column = task % groups * kColumns;
+      const int64_t block = task / groups, column = task % groups * wide;
       const Tile tile{p.rows * block / blocks, p.rows * (block + 1) / blocks, column,
-                      std::min(column + kColumns, p.columns)};
+                      std::min(column + wide, p.columns)};
       run_best<Multiply>(p, tile);
       finish(p, tile.row, tile.end - tile.row, column, tile.last - column);
     }
