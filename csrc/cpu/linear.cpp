@@ -24,6 +24,7 @@ using torch::stable::Tensor;
 
 constexpr int kTogether = 4;                 // rows of the weight multiplied at once
 constexpr int64_t kFewRows = 18;             // up to here the weight streams
+constexpr int64_t kFetchedDepth = 1024;      // longer rows are better fetched by the hardware alone
 constexpr int64_t kThirdsRows = 64;          // from here on by thirds; MANY_ROWS of ops/linear.py
 constexpr int64_t kColumns = 64;             // of y per task, of many rows
 constexpr int64_t kFewestColumns = 16;       // of few rows
@@ -147,7 +148,7 @@ BLIP_FAST_INLINE void stream_weight(const Layer& p, const Tile& tile) {
   const bool one_group = tile.end - tile.row <= kRows<Isa>;
   const int64_t step = (tile.last - tile.column) / kTogether;
   for (int64_t column = tile.column; column < tile.column + step; ++column) {
-    if (column + 1 == tile.column + step) {  // nothing is behind
+    if (column + 1 == tile.column + step || p.depth > kFetchedDepth) {
       multiply_columns<Isa, kTogether, 0>(p, tile, column, step);
     } else if (one_group) {
       multiply_columns<Isa, kTogether, 4>(p, tile, column, step);
