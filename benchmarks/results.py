@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -112,8 +112,8 @@ def new_document(device: torch.device, quick: bool) -> Document:
     return Document(SCHEMA, environment.now(), commit, dirty, device.type, quick, None, machine, versions, [], [])
 
 
-def keep_others(document: Document, path: Path, benchmarks: Container[str]) -> Document:
-    """``document`` with the cases that the file ``path`` holds of other benchmarks than these, for one growing file.
+def earlier_cases(path: Path, document: Document) -> list[CaseResult]:
+    """The cases in the file ``path``, which is to grow by those of ``document``.
 
     Raises ValueError where the file tells of another machine, whose figures must not stand beside these.
     """
@@ -124,8 +124,14 @@ def keep_others(document: Document, path: Path, benchmarks: Container[str]) -> D
             raise ValueError(
                 f"{path.name} holds results of another machine: {fact} is {one!r} there and {other!r} here"
             )
-    kept = [case for case in before.cases if case.benchmark not in benchmarks]
-    return dataclasses.replace(document, cases=kept + document.cases)
+    return before.cases
+
+
+def merged(before: Sequence[CaseResult], cases: Sequence[CaseResult], benchmarks: Container[str]) -> list[CaseResult]:
+    """``cases`` in place of what ``before`` says of ``benchmarks``, in the order of ``before``; new benchmarks follow."""
+    places = {name: place for place, name in enumerate(dict.fromkeys(case.benchmark for case in before))}
+    kept = [case for case in before if case.benchmark not in benchmarks]
+    return sorted([*kept, *cases], key=lambda case: places.get(case.benchmark, len(places)))
 
 
 def write(document: Document, path: Path) -> None:

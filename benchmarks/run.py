@@ -13,7 +13,7 @@ from rich.console import Console
 
 from .discovery import Benchmark
 from .job import Setting
-from .results import Document, keep_others, new_document, write
+from .results import Document, earlier_cases, merged, new_document, write
 from .table import print_head, print_summary
 from .worker import run_in_child
 
@@ -66,7 +66,7 @@ def run(
     head = new_document(setting.device, setting.quick)
     document = dataclasses.replace(head, tests_passed=tests_passed, failures=list(broken))
     names = {benchmark.name for benchmark in benchmarks}
-    others = keep_others(document, json_file, names).cases if update and json_file and json_file.exists() else []
+    before = earlier_cases(json_file, document) if update and json_file and json_file.exists() else []
     print_head(document, console)
     deadline = time.monotonic() + seconds
     limit = SECONDS_PER_BENCHMARK["quick" if setting.quick else "full"]
@@ -75,7 +75,7 @@ def run(
         document.cases.extend(cases)
         document.failures.extend(failures)
         if json_file is not None:
-            write(dataclasses.replace(document, cases=others + document.cases), json_file)
+            write(dataclasses.replace(document, cases=merged(before, document.cases, names)), json_file)
     document.failures.extend(unknown_peers(document, setting))
     print_summary(document, console)
     return document

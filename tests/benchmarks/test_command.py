@@ -164,7 +164,7 @@ def test_a_file_grows_by_one_benchmark_after_the_other(root, monkeypatch):
     )
     json_file = root / "results.json"
     arguments = ["bench", "run", "--device", "cpu", "--root", str(root), "--json", str(json_file), "--update"]
-    for names, expected in ((["one"], ["one"]), (["two"], ["one", "two"]), (["one"], ["two", "one"])):
+    for names, expected in ((["one"], ["one"]), (["two"], ["one", "two"]), (["one"], ["one", "two"])):
         result = CliRunner().invoke(main, [*arguments, *names])
         assert result.exit_code == 0, result.output
         assert [case.benchmark for case in results.read(json_file).cases] == expected
