@@ -44,11 +44,12 @@ Rows<S> statistics_of(Pointer data, int64_t heads, int64_t head) {
 }
 
 // Threads take work in turn, since groups (an image and its texts, or a text) differ in size; a piece is one group and
-// several of its heads, since those lie side by side in memory. run(group, first head, heads, scratch).
+// as many of its heads as leave two pieces a thread, since those lie side by side in memory. run(group, first head,
+// heads, scratch).
 template <class F>
 void for_each_piece(int64_t groups, int64_t heads, const F& run) {
   const int64_t tasks = groups * heads, threads = torch::stable::get_num_threads();
-  const int64_t size = std::clamp<int64_t>(tasks / (8 * threads), 1, std::max<int64_t>(heads, 1));
+  const int64_t size = std::clamp<int64_t>(tasks / (2 * threads), 1, std::max<int64_t>(heads, 1));
   const int64_t per_group = (heads + size - 1) / size, pieces = groups * per_group;
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, std::min(pieces, threads), 1, [&](int64_t, int64_t) {

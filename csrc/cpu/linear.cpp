@@ -56,23 +56,6 @@ BLIP_FAST_MULTIVERSION void finish(const Layer& p, int64_t row, int64_t rows, in
   }
 }
 
-template <int W>
-struct Lanes {
-  typedef float Vector __attribute__((vector_size(4 * W), may_alias));
-};
-
-// The sum of a vector's lanes: halves are added until four lanes are left.
-template <int W>
-BLIP_FAST_INLINE float sum_lanes(const typename Lanes<W>::Vector& v) {
-  if constexpr (W == 4) {
-    return (v[0] + v[2]) + (v[1] + v[3]);
-  } else {
-    typename Lanes<W / 2>::Vector halves[2];
-    memcpy(halves, &v, sizeof v);
-    return sum_lanes<W / 2>(halves[0] + halves[1]);
-  }
-}
-
 // R rows of x times J rows of the weight, `step` apart. Meanwhile the rows behind F of these are fetched, from the
 // `ahead`-th on.
 template <class Isa, int R, int J, int F>
@@ -193,7 +176,7 @@ struct Multiply {
 int64_t columns_per_task(const Layer& p) {
   if (p.rows > kFewRows) return kColumns;
   const int64_t tasks = 2 * torch::stable::get_num_threads();
-  return std::max((p.columns / tasks + kTogether) / kTogether * kTogether, kFewestColumns);
+  return std::max((p.columns / tasks + kTogether - 1) / kTogether * kTogether, kFewestColumns);
 }
 
 void multiply(const Layer& p) {

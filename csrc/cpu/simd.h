@@ -49,6 +49,23 @@ BLIP_FAST_INLINE void store(T* address, const Vector& vector) {
   memcpy(address, &vector, sizeof vector);
 }
 
+template <int W>
+struct Lanes {
+  typedef float Vector __attribute__((vector_size(4 * W), may_alias));
+};
+
+// The sum of a vector's lanes: halves are added until four lanes are left.
+template <int W>
+BLIP_FAST_INLINE float sum_lanes(const typename Lanes<W>::Vector& v) {
+  if constexpr (W == 4) {
+    return (v[0] + v[2]) + (v[1] + v[3]);
+  } else {
+    typename Lanes<W / 2>::Vector halves[2];
+    memcpy(halves, &v, sizeof v);
+    return sum_lanes<W / 2>(halves[0] + halves[1]);
+  }
+}
+
 #if defined(BLIP_FAST_X86)
 template <class Body, class... Args>
 BLIP_FAST_TARGET_AVX512 void run_avx512(const Args&... args) {

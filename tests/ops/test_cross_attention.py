@@ -63,6 +63,7 @@ SHAPES = {
     "no image": Shape((2, 3), (0, 1), images=0),
     "no key": Shape((2, 3), (0, 1), keys=0),
     "decoding": Shape((1,) * 6, (0, 0, 0, 1, 1, 1), images=2, keys=300),
+    "decoding greedily": Shape((1, 1), (1, 0), images=2, keys=33),
     "head size 20": Shape((3, 4), (1, 0), dim=20),
     "head size 128": Shape((3, 17), (1, 0), dim=128),
 }
