@@ -15,8 +15,10 @@ from torch import Tensor
 
 from blip_fast.generation.prompts import Prompts
 from blip_fast.ops import group_rows
+from blip_fast.ops.decode_layer import MOST_ROWS, layer_kernel
 from blip_fast.ops.linear import linear_layers
 from blip_fast.ops.registry import OPERATIONS
+from blip_fast.reference.decode_layer import LayerParameters
 from blip_fast.reference.decoder import TextDecoder
 from blip_fast.reference.row_groups import RowGroups, tile_rows
 from blip_fast.reference.text import AttentionCore, ResidualOutput, TextLayer
@@ -44,6 +46,10 @@ class DecodingSession:
         self.slots = torch.arange(images * copies, device=states.device)
         self.ancestry = self.slots[:, None].repeat(1, max_length)
         self.image_of_row = self.slots // copies
+        self.groups = self.group()
+        self.parameters = [found for layer in self.layers if (found := LayerParameters.of(layer))]
+        plain = len(self.parameters) == len(self.layers)
+        self.kernel = layer_kernel(self.parameters, states) if plain else None
         self.lengths = torch.zeros_like(self.slots)
         self.longest, self.uniform = 0, True
 
@@ -77,18 +83,37 @@ class DecodingSession:
 
     def compute(self, tokens: Tensor) -> Tensor:
         """Logits after tokens (R,) at places ``self.lengths`` of their texts, of which up to ``self.longest`` are looked at."""
-        rows = tokens.shape[0]
+        hidden = self.embed(tokens, self.lengths)
+        in_parts = self.kernel is None or len(tokens) > MOST_ROWS
+        return self.predict(self.run_layers_in_parts(hidden) if in_parts else self.run_kernel(hidden))
+
+    def run_kernel(self, hidden: Tensor) -> Tensor:
+        """States (R, width) of the texts' new tokens through all layers, each in one call."""
+        assert self.kernel is not None
+        place, groups = (self.ancestry, self.slots, self.lengths), list(self.groups)
+        for index, layer in enumerate(self.layers):
+            eps = layer.output.LayerNorm.eps
+            hidden = self.kernel(
+                hidden, list(self.parameters[index]), self.cache[index], *place, *self.projected[index], groups, eps
+            )
+        return hidden
+
+    def run_layers_in_parts(self, hidden: Tensor) -> Tensor:
+        """The same by the operations that a layer consists of."""
         positions = torch.arange(self.longest, device=self.device)
         past, here = (self.ancestry[:, : self.longest], positions), (self.slots, self.lengths)
         mask = None if self.uniform else (positions <= self.lengths[:, None])[:, None, None]
-        groups = group_rows(bounds(rows, 1, self.device), self.image_of_row, rows, self.images)
 
         def attend_to_past(cache: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             cache[0][here], cache[1][here] = key, value
             return attention(query[:, None], cache[0][past], cache[1][past], mask)[:, 0]
 
-        hidden = self.run_layers(self.embed(tokens, self.lengths), groups, attend_to_past)
-        return self.predict(hidden)
+        return self.run_layers(hidden, self.groups, attend_to_past)
+
+    def group(self) -> RowGroups:
+        """The texts' new tokens, by image."""
+        rows = self.slots.shape[0]
+        return group_rows(bounds(rows, 1, self.device), self.image_of_row, rows, self.images)
 
     def reorder(self, parents: Tensor) -> None:
         """Let text r continue text ``parents[r]`` of the same image, whose length is the same."""
@@ -100,6 +125,7 @@ class DecodingSession:
         """Go on with texts ``rows`` only, in that order."""
         self.slots, self.lengths = self.slots.index_select(0, rows), self.lengths.index_select(0, rows)
         self.ancestry, self.image_of_row = self.ancestry.index_select(0, rows), self.image_of_row.index_select(0, rows)
+        self.groups = self.group()
         self.longest = int(self.lengths.max())
         self.uniform = bool((self.lengths == self.longest).all())
 

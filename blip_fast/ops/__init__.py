@@ -5,6 +5,7 @@ from __future__ import annotations
 from blip_fast.ops.adamw_momentum import adamw_momentum_step_
 from blip_fast.ops.contrastive import contrastive_loss
 from blip_fast.ops.cross_attention import cross_attention, cross_attention_padded, group_rows
+from blip_fast.ops.decode_layer import decode_layer
 from blip_fast.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from blip_fast.ops.enqueue import enqueue_
 from blip_fast.ops.hard_negatives import mine_hard_negatives
@@ -18,6 +19,7 @@ __all__ = [
     "contrastive_loss",
     "cross_attention",
     "cross_attention_padded",
+    "decode_layer",
     "dropout_add_layer_norm",
     "enqueue_",
     "group_rows",

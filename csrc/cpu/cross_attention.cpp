@@ -10,6 +10,7 @@
 #include "attention_backward.h"
 #include "attention_call.h"
 #include "attention_forward.h"
+#include "operations.h"
 
 namespace blip_fast {
 namespace {
@@ -68,6 +69,8 @@ struct Call {
   }
 };
 
+}  // namespace
+
 std::tuple<Tensor, Tensor> cross_attention(Tensor query, Tensor key, std::optional<Tensor> value,
                                            std::vector<Tensor> groups, std::optional<Tensor> image_lengths,
                                            std::optional<Tensor> seed, std::optional<Tensor> offset, double dropout_p,
@@ -75,6 +78,8 @@ std::tuple<Tensor, Tensor> cross_attention(Tensor query, Tensor key, std::option
   const Call call(query, key, value, groups, image_lengths, seed, offset, dropout_p, scale);
   return attend(call, call.images + 1);
 }
+
+namespace {
 
 std::tuple<Tensor, Tensor> cross_attention_backward(Tensor grad_out, Tensor query, Tensor key,
                                                     std::optional<Tensor> value, Tensor out, Tensor statistics,

@@ -15,13 +15,12 @@
 #include "../common/dtypes.h"
 #include "../common/layer_norm.h"
 #include "convert.h"
+#include "operations.h"
 #include "philox_block.h"
 #include "simd.h"
 
 namespace blip_fast {
 namespace {
-
-using torch::stable::Tensor;
 
 constexpr int64_t kRows = 64;  // rows whose gradients of weight and bias are summed together
 
@@ -237,6 +236,8 @@ void dispatch(ScalarType x, ScalarType residual, bool prenorm, const F& f) {
   });
 }
 
+}  // namespace
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm(Tensor x, Tensor residual, Tensor weight, Tensor bias,
                                                                   double eps, double dropout_p,
                                                                   std::optional<Tensor> seed,
@@ -277,6 +278,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm(Tensor x, Tens
   });
   return {out, sum, mean, inverse};
 }
+
+namespace {
 
 // Sums the blocks' gradients of weight and bias, (blocks, 2, width), in order.
 BLIP_FAST_MULTIVERSION void add_blocks(const std::vector<float>& blocks, int64_t width, float* sums) {

@@ -15,12 +15,11 @@
 #include "../common/gelu.h"
 #include "../common/macros.h"
 #include "matmul_thirds.h"
+#include "operations.h"
 #include "simd.h"
 
 namespace blip_fast {
 namespace {
-
-using torch::stable::Tensor;
 
 constexpr int kTogether = 4;                 // rows of the weight multiplied at once
 constexpr int64_t kFewRows = 18;             // up to here the weight streams
@@ -200,16 +199,20 @@ bool multiply_many_rows(const Layer& p) {
                             finish_area);
 }
 
+Layer layer_of(const Tensor& input, const Tensor& weight, const Tensor* bias, bool gelu, Tensor& output) {
+  return {static_cast<const float*>(input.const_data_ptr()),
+          static_cast<const float*>(weight.const_data_ptr()),
+          bias != nullptr ? static_cast<const float*>(bias->const_data_ptr()) : nullptr,
+          static_cast<float*>(output.mutable_data_ptr()),
+          input.size(0),
+          weight.size(1),
+          weight.size(0),
+          gelu};
+}
+
 Tensor linear(Tensor input, Tensor weight, std::optional<Tensor> bias, bool gelu) {
   Tensor output = torch::stable::new_empty(input, {input.size(0), weight.size(0)});
-  const Layer layer{static_cast<const float*>(input.const_data_ptr()),
-                    static_cast<const float*>(weight.const_data_ptr()),
-                    bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr,
-                    static_cast<float*>(output.mutable_data_ptr()),
-                    input.size(0),
-                    input.size(1),
-                    weight.size(0),
-                    gelu};
+  const Layer layer = layer_of(input, weight, bias ? &*bias : nullptr, gelu, output);
   if (layer.rows == 0 || layer.columns == 0) return output;
   const bool by_thirds = layer.rows >= kThirdsRows && layer.depth > 0 && has_bf16_products();
   if (!by_thirds || !multiply_many_rows(layer)) multiply(layer);
@@ -217,6 +220,11 @@ Tensor linear(Tensor input, Tensor weight, std::optional<Tensor> bias, bool gelu
 }
 
 }  // namespace
+
+void linear_into(const Tensor& input, const Tensor& weight, const Tensor& bias, bool gelu, Tensor& output) {
+  multiply(layer_of(input, weight, &bias, gelu, output));
+}
+
 }  // namespace blip_fast
 
 STABLE_TORCH_LIBRARY_FRAGMENT(blip_fast_native, m) {
