@@ -9,7 +9,7 @@
 #include "simd.h"
 
 #if defined(BLIP_FAST_X86) && defined(__linux__)
-#define BLIP_FAST_HAVE_AMX  // of the compiler; the processor is asked by has_bf16_products()
+#define BLIP_FAST_HAVE_AMX  // of the compiler; the processor is asked by has_amx()
 #define BLIP_FAST_TARGET_AMX __attribute__((target("arch=x86-64-v4,avx512bf16,amx-tile,amx-bf16")))
 #include <immintrin.h>
 #endif

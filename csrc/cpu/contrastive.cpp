@@ -309,7 +309,7 @@ Result compute(Problem problem, const Direction (&directions)[2]) {
 
 // By thirds only what is finite (gemm_thirds.h), and enough rows to make up for taking the keys to pieces.
 Result compute_in_fp32(const Problem& problem, const Direction (&directions)[2]) {
-  if (has_bf16_products() && row_count(problem) >= kThirdsRows) {
+  if (has_amx() && row_count(problem) >= kThirdsRows) {
     const Result result = compute<Thirds>(problem, directions);
     const auto& [loss, logits, logits_t, gradient, gradient_t, grad_temp] = result;
     if (all_finite(loss) && all_finite(logits) && all_finite(logits_t) && all_finite(gradient) &&

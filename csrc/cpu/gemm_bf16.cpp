@@ -1,9 +1,12 @@
-// The product of a few rows with one panel, in AMX's tiles.
+// The product of a few rows with one panel, in AMX's tiles where there are any.
 #include "gemm_bf16.h"
 
+#include <algorithm>
 #include <cstring>
+#include <initializer_list>
 
 #include "amx_tiles.h"
+#include "gemm_bf16_dots.h"
 
 #if defined(BLIP_FAST_HAVE_AMX)
 #include <cpuid.h>
@@ -20,6 +23,13 @@ BLIP_FAST_INLINE uint32_t bf16_bits(float x) {
   BFloat16 rounded;
   from_float(x, &rounded);
   return rounded.x;
+}
+
+// ONEDNN_MAX_CPU_ISA keeps torch's own products from instructions: whether its limit names one of these or none.
+bool onednn_may_use(std::initializer_list<const char*> names) {
+  const char* const limit = std::getenv("ONEDNN_MAX_CPU_ISA");
+  if (limit == nullptr || *limit == '\0' || strcmp(limit, "ALL") == 0 || strcmp(limit, "DEFAULT") == 0) return true;
+  return std::any_of(names.begin(), names.end(), [&](const char* name) { return strstr(limit, name) != nullptr; });
 }
 
 // Two rows of B side by side; `second` may be null, for a row of zeros.
@@ -95,13 +105,6 @@ BLIP_FAST_TARGET_AMX void multiply_slice(Operand<BFloat16> a, int64_t rows, int6
   _tile_release();
 }
 
-// ONEDNN_MAX_CPU_ISA is what keeps torch's own products from AMX.
-bool allowed() {
-  const char* const limit = std::getenv("ONEDNN_MAX_CPU_ISA");
-  if (limit == nullptr || *limit == '\0') return true;
-  return strcmp(limit, "ALL") == 0 || strcmp(limit, "DEFAULT") == 0 || strstr(limit, "AMX") != nullptr;
-}
-
 // The operating system saves the tiles only for a process that has asked for them.
 bool may_use_amx() {
   constexpr unsigned kTile = 1u << 24, kBf16 = 1u << 22;      // of EDX
@@ -111,32 +114,47 @@ bool may_use_amx() {
   if (!has_avx512() || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kTile) == 0 || (d & kBf16) == 0)
     return false;
   if (__get_cpuid_count(7, 1, &a, &b, &c, &d) == 0 || (a & kConvert) == 0) return false;
-  return allowed() && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
-}  // namespace
-
-bool has_bf16_products() {
-  static const bool has = may_use_amx();
-  return has;
-}
-
-void multiply_panel(Operand<BFloat16> a, int64_t rows, int64_t depth, const BFloat16* panel, float* c, int64_t c_stride,
-                    bool accumulate) {
+void multiply_panel_in_tiles(Operand<BFloat16> a, int64_t rows, int64_t depth, const BFloat16* panel, float* c,
+                             int64_t c_stride, bool accumulate) {
   for (int64_t k = 0; k < depth; k += kSlice) {
     multiply_slice({a.data + k, a.row_stride}, rows, std::min(kSlice, depth - k), panel + k * kPanelColumns, c,
                    c_stride, accumulate || k > 0);
   }
 }
 
+}  // namespace
 #else
+namespace {
 
-bool has_bf16_products() { return false; }
+bool may_use_amx() { return false; }
 
-void multiply_panel(Operand<BFloat16>, int64_t, int64_t, const BFloat16*, float*, int64_t, bool) {
-  STD_TORCH_CHECK(false, "this processor has no products of bfloat16");
+void multiply_panel_in_tiles(Operand<BFloat16>, int64_t, int64_t, const BFloat16*, float*, int64_t, bool) {
+  STD_TORCH_CHECK(false, "this processor has no AMX");
 }
 
+}  // namespace
 #endif
+
+bool has_amx() {
+  static const bool has = onednn_may_use({"AMX"}) && may_use_amx();
+  return has;
+}
+
+bool has_bf16_products() {
+  static const bool has = has_amx() || (onednn_may_use({"BF16", "FP16", "AVX10", "AMX"}) && has_fast_bf16_dots());
+  return has;
+}
+
+void multiply_panel(Operand<BFloat16> a, int64_t rows, int64_t depth, const BFloat16* panel, float* c, int64_t c_stride,
+                    bool accumulate) {
+  if (has_amx()) {
+    multiply_panel_in_tiles(a, rows, depth, panel, c, c_stride, accumulate);
+  } else {
+    multiply_panel_by_dots(a, rows, depth, panel, c, c_stride, accumulate);
+  }
+}
 
 }  // namespace blip_fast

@@ -1,4 +1,5 @@
-// Products of bfloat16 matrices with fp32 sums, on processors with AMX. Others convert to fp32 and use gemm.h.
+// Products of bfloat16 matrices with fp32 sums, in AMX's tiles or by fast dot products of pairs (gemm_bf16_dots.h).
+// Processors without either convert to fp32 and use gemm.h.
 //
 // C (rows x columns) = A (rows x depth) B (depth x columns), as in gemm.h, but A's rows are contiguous, and depth is a
 // multiple of 32: A and B are padded with zeros. In a panel of B two elements of a column lie side by side.
@@ -8,7 +9,8 @@
 
 namespace blip_fast {
 
-// False, too, where ONEDNN_MAX_CPU_ISA forbids AMX.
+// Both are false, too, where ONEDNN_MAX_CPU_ISA forbids the instructions.
+bool has_amx();
 bool has_bf16_products();
 
 template <>

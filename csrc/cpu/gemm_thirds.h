@@ -1,4 +1,4 @@
-// Products of fp32 matrices by products of bfloat16, on processors with AMX (has_bf16_products()): as exact as fp32's
+// Products of fp32 matrices by products of bfloat16, on processors with AMX (has_amx()): as exact as fp32's
 // own, at more than their rate.
 //
 // A number of 24 bits is the sum of three of bfloat16, x = x1 + x2 + x3, each what rounding left of the ones before

@@ -214,7 +214,7 @@ Tensor linear(Tensor input, Tensor weight, std::optional<Tensor> bias, bool gelu
   Tensor output = torch::stable::new_empty(input, {input.size(0), weight.size(0)});
   const Layer layer = layer_of(input, weight, bias ? &*bias : nullptr, gelu, output);
   if (layer.rows == 0 || layer.columns == 0) return output;
-  const bool by_thirds = layer.rows >= kThirdsRows && layer.depth > 0 && has_bf16_products();
+  const bool by_thirds = layer.rows >= kThirdsRows && layer.depth > 0 && has_amx();
   if (!by_thirds || !multiply_many_rows(layer)) multiply(layer);
   return output;
 }

@@ -32,7 +32,7 @@ Side side(Operand<float> a) {
 void multiply(Operand<float> a, const float* b, int64_t rows, int64_t depth, int64_t columns, float* out) {
   if (depth == 0) std::fill_n(out, rows * columns, 0.0f);
   if (depth == 0 || rows == 0) return;
-  if (has_bf16_products() && multiply_by_thirds(side(a), {b, columns, false}, rows, depth, columns, out)) return;
+  if (has_amx() && multiply_by_thirds(side(a), {b, columns, false}, rows, depth, columns, out)) return;
   const Buffer<float> panels = pack(b, depth, columns);
   const int64_t blocks = ceil_div(rows, kBlock), across = panel_count(columns);
   parallel(blocks * across, [&](int64_t task) {

@@ -278,7 +278,7 @@ void dispatch_products(ScalarType dtype, bool by_thirds, const F& f) {
   dispatch_float(dtype, [&](auto type) { f(type, Type<float>{}); });
 }
 
-bool may_use_thirds(const Tensor& hidden) { return hidden.scalar_type() == ScalarType::Float && has_bf16_products(); }
+bool may_use_thirds(const Tensor& hidden) { return hidden.scalar_type() == ScalarType::Float && has_amx(); }
 
 void check(const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& labels) {
   const bool contiguous =

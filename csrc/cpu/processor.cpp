@@ -34,7 +34,10 @@ bool mkl_at_full_rate() {
 }
 
 // Large matrices are multiplied faster than by any processor's fp32 arithmetic (gemm_thirds.h).
-bool multiplies_by_thirds() { return has_bf16_products(); }
+bool multiplies_by_thirds() { return has_amx(); }
+
+// Operations that fuse work around bfloat16 products multiply in bfloat16 (gemm_bf16.h), not in fp32.
+bool multiplies_in_bf16() { return has_bf16_products(); }
 
 }  // namespace
 }  // namespace blip_fast
@@ -43,10 +46,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(blip_fast_native, m) {
   m.def("outruns_mkl() -> bool");
   m.def("mkl_at_full_rate() -> bool");
   m.def("multiplies_by_thirds() -> bool");
+  m.def("multiplies_in_bf16() -> bool");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(blip_fast_native, CompositeExplicitAutograd, m) {
   m.impl("outruns_mkl", TORCH_BOX(&blip_fast::outruns_mkl));
   m.impl("mkl_at_full_rate", TORCH_BOX(&blip_fast::mkl_at_full_rate));
   m.impl("multiplies_by_thirds", TORCH_BOX(&blip_fast::multiplies_by_thirds));
+  m.impl("multiplies_in_bf16", TORCH_BOX(&blip_fast::multiplies_in_bf16));
 }
