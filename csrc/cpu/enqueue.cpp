@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "../common/dtypes.h"
 
@@ -12,23 +13,38 @@ namespace {
 
 using torch::stable::Tensor;
 
-constexpr int64_t kElementsPerThread = 1 << 15;  // fewer are not worth waking a thread
+constexpr int64_t kElementsPerThread = 1 << 13;  // fewer are not worth waking a thread
+
+// Rows [begin, end) of `count` features (count, E) into columns side by side, by way of a block that is turned in the
+// cache: features are read and columns written in the order of memory.
+template <class Q, class F>
+void write_run(const F* features, int64_t embed, int64_t count, int64_t begin, int64_t end, Q* columns, int64_t size) {
+  constexpr int64_t kRows = 16, kColumns = 128;
+  Q block[kRows][kColumns];
+  for (int64_t e = begin; e < end; e += kRows) {
+    const int64_t rows = std::min(kRows, end - e);
+    for (int64_t first = 0; first < count; first += kColumns) {
+      const int64_t width = std::min(kColumns, count - first);
+      for (int64_t i = 0; i < width; ++i) {
+        const F* const feature = features + (first + i) * embed + e;
+        for (int64_t r = 0; r < rows; ++r) block[r][i] = static_cast<Q>(feature[r]);
+      }
+      for (int64_t r = 0; r < rows; ++r) std::memcpy(columns + (e + r) * size + first, block[r], width * sizeof(Q));
+    }
+  }
+}
 
 template <class Q, class F>
 void write_columns(Tensor& queue, const Tensor& features, int64_t pointer) {
-  const int64_t rows = queue.size(0), size = queue.size(1), count = features.size(0);
+  const int64_t embed = queue.size(0), size = queue.size(1), count = features.size(0);
   const int64_t skipped = std::max<int64_t>(0, count - size);  // rows that later ones would overwrite
+  const int64_t column = (pointer + skipped) % size, before_end = std::min(count - skipped, size - column);
   Q* const out = static_cast<Q*>(queue.mutable_data_ptr());
-  const F* const in = static_cast<const F*>(features.const_data_ptr());
+  const F* const in = static_cast<const F*>(features.const_data_ptr()) + skipped * embed;
   const int64_t grain = 1 + kElementsPerThread / std::max<int64_t>(1, count - skipped);
-  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t e = begin; e < end; ++e) {
-      int64_t column = (pointer + skipped) % size;
-      for (int64_t i = skipped; i < count; ++i) {
-        out[e * size + column] = static_cast<Q>(in[i * rows + e]);
-        column = column + 1 == size ? 0 : column + 1;
-      }
-    }
+  torch::stable::parallel_for(0, embed, grain, [&](int64_t begin, int64_t end) {
+    write_run(in, embed, before_end, begin, end, out + column, size);
+    write_run(in + before_end * embed, embed, count - skipped - before_end, begin, end, out, size);
   });
 }
 
