@@ -8,6 +8,8 @@
 
 #include "simd.h"  // first: it silences a warning about vectors in the headers below
 
+#include <torch/headeronly/util/Exception.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
@@ -67,14 +69,17 @@ struct AttentionSettings {
 // Memory of one thread, reused from task to task.
 class Scratch {
  public:
-  void reset(int64_t floats) {
-    if (static_cast<int64_t>(memory_.size()) < floats + 16) memory_.resize(floats + 16);
+  // For up to `pieces` that have so many floats together; each begins on a cache line.
+  void reset(int64_t floats, int64_t pieces) {
+    const size_t size = floats + 16 * (pieces + 1);
+    if (memory_.size() < size) memory_.resize(size);
     next_ = memory_.data() + (16 - reinterpret_cast<uintptr_t>(memory_.data()) / sizeof(float) % 16) % 16;
   }
 
   float* take(int64_t floats) {
     float* const taken = next_;
     next_ += (floats + 15) / 16 * 16;
+    STD_TORCH_CHECK(next_ <= memory_.data() + memory_.size(), "a task took more scratch than it asked for");
     return taken;
   }
 

@@ -169,7 +169,7 @@ struct AttentionBackward {
                                              Scratch& scratch, const BackwardTask<T>& next_task) {
     const int64_t dim = settings.dim, ld = round_up(dim, Isa::kWidth), width = round_up(task.count, Isa::kWidth);
     const int64_t length = task.count > 0 ? task.length : 0;
-    scratch.reset(width * (2 * dim + 3 * ld + 5) + kKeyBlock * (4 * ld + 2 * kPanel));
+    scratch.reset(width * (2 * dim + 3 * ld + 5) + kKeyBlock * (4 * ld + 2 * kPanel), 16);
     if (task.count > 0) {
       const Panels panels = make_panels<Isa>(task, settings, scratch);
       const BackwardBuffers buffers(scratch, task.count, width, dim, ld);

@@ -46,7 +46,7 @@ struct AttentionForward {
                                                 int64_t heads, int64_t block, const AttentionSettings& settings,
                                                 Scratch& scratch) {
     const int64_t dim = settings.dim, ld = round_up(dim, Isa::kWidth), width = round_up(tasks->count, Isa::kWidth);
-    scratch.reset(heads * (width * (dim + ld + 4) + 64) + kPanel + kKeyBlock * (2 * ld + kPanel));
+    scratch.reset(heads * width * (dim + ld + 4) + kPanel + kKeyBlock * (2 * ld + kPanel), 6 * heads + 4);
     const ForwardBuffers buffers{scratch.take(kKeyBlock * ld), scratch.take(kKeyBlock * ld),
                                  scratch.take(kKeyBlock * kPanel), scratch.take(kPanel)};
     State states[kTogether];

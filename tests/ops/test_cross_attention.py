@@ -56,6 +56,7 @@ SHAPES = {
     "empty texts and unused rows": Shape((0, 4, 0, 2, 0), (0, 1, 1, 1, 2), unused=3),
     "one image": Shape((2, 3), (0, 0), images=1, keys=1),
     "more rows than a tile, more keys than a block": Shape((40, 70, 30), (1, 1, 0), images=2, keys=300, heads=1),
+    "a vector more than a tile, more keys than a block": Shape((66, 2), (0, 1), images=2, keys=260, heads=1),
     "image lengths, one of them 0": Shape((3, 5, 2), (2, 0, 1), image_lengths=(0, 36, 20)),
     "texts without an image": Shape((3, 5, 2), (-1, 1, 7)),
     "no text": Shape((), (), unused=2),
