@@ -28,6 +28,7 @@ constexpr int64_t kThirdsRows = 64;          // from here on by thirds; MANY_ROW
 constexpr int64_t kColumns = 64;             // of y per task, of many rows
 constexpr int64_t kFewestColumns = 16;       // of few rows
 constexpr int64_t kBlockRows = 600;          // of y per task, at most
+constexpr int64_t kLongestSum = 256;         // vectors: longer ones round more than eager's
 constexpr int64_t kCachedBytes = 200 << 10;  // of the weight in the second-level cache
 
 struct Layer {
@@ -65,31 +66,35 @@ BLIP_FAST_INLINE void dots(const Layer& p, int64_t row, int64_t column, int64_t 
   const float* w = p.weight + column * p.depth;
   const int64_t stride = step * p.depth;
   const float* const next = w + ahead * stride + p.depth;
-  Vector sum[R][J];
-  for (int r = 0; r < R; ++r) {
-    for (int j = 0; j < J; ++j) sum[r][j] = Vector{};
-  }
-  int64_t k = 0;
-  for (; k + W <= p.depth; k += W) {
-    Vector w_row[J];
+  for (int64_t begin = 0; begin == 0 || begin < p.depth; begin += kLongestSum * W) {
+    const int64_t end = std::min(p.depth, begin + kLongestSum * W);
+    Vector sum[R][J];
+    for (int r = 0; r < R; ++r) {
+      for (int j = 0; j < J; ++j) sum[r][j] = Vector{};
+    }
+    int64_t k = begin;
+    for (; k + W <= end; k += W) {
+      Vector w_row[J];
 #pragma GCC unroll 4
-    for (int j = 0; j < J; ++j) w_row[j] = load<Vector>(w + j * stride + k);
+      for (int j = 0; j < J; ++j) w_row[j] = load<Vector>(w + j * stride + k);
 #pragma GCC unroll 4
-    for (int f = 0; f < F; ++f) __builtin_prefetch(next + f * stride + k, 0, 2);
+      for (int f = 0; f < F; ++f) __builtin_prefetch(next + f * stride + k, 0, 2);
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r) {
+        const Vector x_row = load<Vector>(x + r * p.depth + k);
+#pragma GCC unroll 4
+        for (int j = 0; j < J; ++j) sum[r][j] += x_row * w_row[j];
+      }
+    }
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
-      const Vector x_row = load<Vector>(x + r * p.depth + k);
 #pragma GCC unroll 4
-      for (int j = 0; j < J; ++j) sum[r][j] += x_row * w_row[j];
-    }
-  }
-#pragma GCC unroll 6
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-    for (int j = 0; j < J; ++j) {
-      float dot = sum_lanes<W>(sum[r][j]);
-      for (int64_t i = k; i < p.depth; ++i) dot += x[r * p.depth + i] * w[j * stride + i];
-      p.y[(row + r) * p.columns + column + j * step] = dot;
+      for (int j = 0; j < J; ++j) {
+        float dot = sum_lanes<W>(sum[r][j]);
+        for (int64_t i = k; i < end; ++i) dot += x[r * p.depth + i] * w[j * stride + i];
+        float& y = p.y[(row + r) * p.columns + column + j * step];
+        y = begin == 0 ? dot : y + dot;
+      }
     }
   }
 }

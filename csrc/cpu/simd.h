@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 
 // Vectors are passed between functions that are always inlined: no call's ABI depends on them.
@@ -77,13 +78,21 @@ BLIP_FAST_TARGET_AVX2 void run_avx2(const Args&... args) {
   Body::template run<Avx2>(args...);
 }
 
+// Whether torch's switch for its own kernels, ATEN_CPU_CAPABILITY (default, avx2 or avx512), forbids a capability.
+inline bool forbids_avx512() {
+  const char* const limit = std::getenv("ATEN_CPU_CAPABILITY");
+  return limit != nullptr && (strcmp(limit, "default") == 0 || strcmp(limit, "avx2") == 0);
+}
+
+inline bool forbids_avx2() { return forbids_avx512() && strcmp(std::getenv("ATEN_CPU_CAPABILITY"), "default") == 0; }
+
 inline bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
-         __builtin_cpu_supports("f16c");
+  return !forbids_avx2() && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
 }
 
 inline bool has_avx512() {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  return has_avx2() && !forbids_avx512() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 #endif
