@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from blip_fast.checkpoints.files import write_atomically
@@ -15,19 +15,30 @@ from .table import describe_speedup, row_cells
 BEGIN, END = "<!-- figures: written by `blip-fast bench readme` -->", "<!-- end of figures -->"
 
 
-def figures(documents: Sequence[Document]) -> str:
-    """A table for each kind of device, in Markdown: the fastest of our variants of each case against the baseline."""
-    devices = dict.fromkeys(document.device for document in documents)
-    return "\n\n".join(_table([document for document in documents if document.device == d]) for d in devices)
+def label_of(path: Path) -> str:
+    """What the table calls the results in a file: ``results/cpu_zen4.json`` is "zen4"."""
+    return path.stem.removeprefix("cpu_")
 
 
-def put_figures(readme: Path, documents: Sequence[Document]) -> None:
+def figures(documents: Mapping[str, Document]) -> str:
+    """A table for each kind of device, in Markdown: the fastest of our variants of each case against the baseline.
+
+    ``documents`` are the results by the names that their columns get.
+    """
+    devices = dict.fromkeys(document.device for document in documents.values())
+    return "\n\n".join(
+        _table({label: document for label, document in documents.items() if document.device == device})
+        for device in devices
+    )
+
+
+def put_figures(readme: Path, documents: Mapping[str, Document]) -> None:
     """Replace what stands between the marks in the file ``readme``. Raises ValueError where it has no marks."""
     text = with_figures(readme.read_text(encoding="utf-8"), documents)
     write_atomically(readme, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
-def with_figures(text: str, documents: Sequence[Document]) -> str:
+def with_figures(text: str, documents: Mapping[str, Document]) -> str:
     """``text`` with the figures between its marks."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(f"the text has no pair of marks; expected '{BEGIN}' and then '{END}', once each")
@@ -35,18 +46,18 @@ def with_figures(text: str, documents: Sequence[Document]) -> str:
     return f"{before}{BEGIN}\n\n{figures(documents)}\n\n{END}{after}"
 
 
-def _table(documents: Sequence[Document]) -> str:
+def _table(documents: Mapping[str, Document]) -> str:
     """One row per case and, for each of the machines, what was measured there."""
-    measured = [{_name(case): case for case in document.cases if _shown(case)} for document in documents]
+    measured = [{_name(case): case for case in document.cases if _shown(case)} for document in documents.values()]
     names = list(dict.fromkeys(name for cases in measured for name in cases))
     heads = [
         "case",
         "against",
-        *(cell for document in documents for cell in (_short(document), "median")),
+        *(cell for label in documents for cell in (label, "median")),
         "extra memory",
     ]
     rows = [_row(name, [cases.get(name) for cases in measured]) for name in names]
-    machines = "; ".join(_machine(document) for document in documents)
+    machines = "; ".join(f"{label}: {_machine(document)}" for label, document in documents.items())
     return "\n".join([f"{machines}:", "", _line(heads), "|" + "---|" * len(heads), *rows])
 
 

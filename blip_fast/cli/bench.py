@@ -148,10 +148,10 @@ def report(results: Sequence[Path], kernels: Path | None, output: Path, plots: P
 )
 def readme(results: Sequence[Path], readme_file: Path) -> None:
     """Write the figures of RESULTS into a Markdown file, between its marks."""
-    from blip_fast.benchmarks.readme import put_figures
+    from blip_fast.benchmarks.readme import label_of, put_figures
 
     try:
-        put_figures(readme_file, [_read(path) for path in results])
+        put_figures(readme_file, {label_of(path): _read(path) for path in results})
     except ValueError as error:
         raise click.ClickException(f"{readme_file}: {error}") from error
 

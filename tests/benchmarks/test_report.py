@@ -84,7 +84,8 @@ def test_a_file_of_something_else_is_refused(tmp_path):
 
 def test_the_readme_says_what_the_results_say():
     text = (REPOSITORY / "README.md").read_text()
-    documents = [read(path) for kind in ("cpu_*", "h100*", "h200*") for path in sorted(RESULTS.glob(f"{kind}.json"))]
+    paths = [path for kind in ("cpu_*", "h100*", "h200*") for path in sorted(RESULTS.glob(f"{kind}.json"))]
+    documents = {readme.label_of(path): read(path) for path in paths}
     assert documents
     assert readme.with_figures(text, documents) == text, "run `blip-fast bench readme benchmarks/results/cpu_*.json`"
 
@@ -92,11 +93,12 @@ def test_the_readme_says_what_the_results_say():
 def test_machines_of_a_kind_share_a_table(document):
     other = dataclasses.replace(document, machine={**document.machine, "cpu": "Some(R) Other(TM) Processor"})
     fewer = dataclasses.replace(other, cases=other.cases[:1])
-    text = readme.figures([document, fewer])
+    text = readme.figures({"one": document, "other": fewer})
+    assert "; other: 2 cores of an Some Other (" in text
     head = next(line for line in text.splitlines() if line.startswith("| case"))
-    assert head.split(" | ")[4] == "Some Other"
+    assert head.split(" | ")[2:6] == ["one", "median", "other", "median"]
     rows = [line for line in text.splitlines() if line.startswith("| ") and line != head]
-    assert len(rows) == len({row.split(" | ")[0] for row in rows}) == len(readme.figures([document]).splitlines()) - 4
+    assert len(rows) == len({row.split(" | ")[0] for row in rows}) == len(readme.figures({"one": document}).splitlines()) - 4
     assert all(row.count(" | ") == head.count(" | ") for row in rows)
 
 

@@ -1,0 +1,26 @@
+"""The kernels of processors without AVX-512, and without AVX2, on this one: ATEN_CPU_CAPABILITY is torch's switch and ours."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from blip_fast import native
+
+TESTS = Path(__file__).parents[1]
+# Not those that hold single numbers against eager's, whose rounding follows the processor and not the switch.
+OPERATIONS = ("cross_attention", "packed_self_attention", "decode_layer", "hard_negatives", "dropout_add_layer_norm")
+
+
+@pytest.mark.skipif(native.load_error() is not None, reason="the C++ library is not built")
+@pytest.mark.parametrize("capability", ["avx2", "default"])
+def test_with_less_than_this_processor_has(capability):
+    files = [TESTS / "ops" / f"test_{name}.py" for name in OPERATIONS]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cpu", "-m", "not triton", *files]
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    run = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout[-3000:]  # 5 where nothing was collected
