@@ -98,7 +98,11 @@ def test_machines_of_a_kind_share_a_table(document):
     head = next(line for line in text.splitlines() if line.startswith("| case"))
     assert head.split(" | ")[2:6] == ["one", "median", "other", "median"]
     rows = [line for line in text.splitlines() if line.startswith("| ") and line != head]
-    assert len(rows) == len({row.split(" | ")[0] for row in rows}) == len(readme.figures({"one": document}).splitlines()) - 4
+    assert (
+        len(rows)
+        == len({row.split(" | ")[0] for row in rows})
+        == len(readme.figures({"one": document}).splitlines()) - 4
+    )
     assert all(row.count(" | ") == head.count(" | ") for row in rows)
 
 
