@@ -94,7 +94,7 @@ def test_machines_of_a_kind_share_a_table(document):
     other = dataclasses.replace(document, machine={**document.machine, "cpu": "Some(R) Other(TM) Processor"})
     fewer = dataclasses.replace(other, cases=other.cases[:1])
     text = readme.figures({"one": document, "other": fewer})
-    assert "; other: 2 cores of an Some Other (" in text
+    assert " cores of an Some Other (" in text.partition("; other: ")[2]
     head = next(line for line in text.splitlines() if line.startswith("| case"))
     assert head.split(" | ")[2:6] == ["one", "median", "other", "median"]
     rows = [line for line in text.splitlines() if line.startswith("| ") and line != head]
