@@ -15,8 +15,8 @@ from torch import Tensor
 
 from blip_fast.generation.prompts import Prompts
 from blip_fast.ops import group_rows
-from blip_fast.ops.decode_layer import MOST_ROWS, layer_kernel
-from blip_fast.ops.linear import linear_layers
+from blip_fast.ops.decode_layer import layer_kernel
+from blip_fast.ops.linear import MANY_ROWS, linear_layers
 from blip_fast.ops.registry import OPERATIONS
 from blip_fast.reference.decode_layer import LayerParameters
 from blip_fast.reference.decoder import TextDecoder
@@ -84,7 +84,7 @@ class DecodingSession:
     def compute(self, tokens: Tensor) -> Tensor:
         """Logits after tokens (R,) at places ``self.lengths`` of their texts, of which up to ``self.longest`` are looked at."""
         hidden = self.embed(tokens, self.lengths)
-        in_parts = self.kernel is None or len(tokens) > MOST_ROWS
+        in_parts = self.kernel is None or len(tokens) >= MANY_ROWS  # whose products another kernel may do faster
         return self.predict(self.run_layers_in_parts(hidden) if in_parts else self.run_kernel(hidden))
 
     def run_kernel(self, hidden: Tensor) -> Tensor:
