@@ -9,10 +9,10 @@ import triton.language as tl
 @triton.jit
 def philox(seed, c0, c1, c2, c3):
     """Four uint32 blocks. seed: int64. c0..c3: integer scalars or blocks that broadcast; their low 32 bits count."""
-    c0 = tl.to_tensor(c0).to(tl.uint32)
-    c1 = tl.to_tensor(c1).to(tl.uint32)
-    c2 = tl.to_tensor(c2).to(tl.uint32)
-    c3 = tl.to_tensor(c3).to(tl.uint32)
+    c0 = tl.cast(c0, tl.uint32)
+    c1 = tl.cast(c1, tl.uint32)
+    c2 = tl.cast(c2, tl.uint32)
+    c3 = tl.cast(c3, tl.uint32)
     return tl.philox(seed, c0, c1, c2, c3)
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from blip_fast import reference
-from blip_fast.capfilt.settings import ScoreSettings
 from blip_fast.checkpoints.huggingface import hf_config, hf_name, hf_state
 from blip_fast.data.tokens import cached_tokenizer
+
+if TYPE_CHECKING:  # what captioning is measured with does not need CapFilt's dependencies
+    from blip_fast.capfilt.settings import ScoreSettings
 
 
 class HuggingFaceMatching(nn.Module):

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blip_fast.ops.linear import autocast_enabled
-from blip_fast.ops.registry import Operation
+from blip_fast.ops.registry import Operation, autocast_enabled
 from blip_fast.reference import decode_layer as reference
 from blip_fast.reference.decode_layer import LayerParameters
 from blip_fast.reference.row_groups import RowGroups

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blip_fast import native
-from blip_fast.ops.registry import Operation
+from blip_fast.ops.registry import Operation, autocast_enabled
 from blip_fast.reference import linear as reference
 
 MANY_ROWS = 64  # from there on MKL at its full rate is faster, and twice as fast at 500 ...
@@ -71,11 +71,6 @@ def _torch_is_faster(input: Tensor, weight: Tensor, recorded: bool) -> bool:
     if native.multiplies_by_thirds() and rows * weight.numel() >= MANY_PRODUCTS:
         return False
     return not native.outruns_mkl() if recorded else rows >= MANY_ROWS and native.mkl_at_full_rate()
-
-
-def autocast_enabled(device: torch.device) -> bool:
-    """Whether autocast is on for this device; "meta" has none, and torch refuses to say so."""
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def linear_layer(module: nn.Module, input: Tensor, gelu: bool = False) -> Tensor:

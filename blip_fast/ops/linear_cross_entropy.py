@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blip_fast.ops.registry import Operation
+from blip_fast.ops.registry import Operation, autocast_enabled
 from blip_fast.reference.linear_cross_entropy import backward as reference_backward
 from blip_fast.reference.linear_cross_entropy import forward as reference_forward
 
@@ -94,10 +94,8 @@ def _check(
 
 def _dtype_inside(tensor: Tensor) -> torch.dtype:
     """The dtype of a tensor once autocast has had its say."""
-    device = tensor.device.type
-    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if enabled and tensor.is_floating_point() and tensor.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
+    if autocast_enabled(tensor.device) and tensor.is_floating_point() and tensor.dtype != torch.float64:
+        return torch.get_autocast_dtype(tensor.device.type)
     return tensor.dtype
 
 

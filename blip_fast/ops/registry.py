@@ -164,6 +164,11 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def autocast_enabled(device: torch.device) -> bool:
+    """Whether autocast is on for this device; "meta" has none, and torch refuses to say so."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
 def _triton_unavailable() -> str | None:
     try:
         import triton  # noqa: F401
