@@ -62,18 +62,39 @@ def compile_specimen(specimen: Specimen, arch: int) -> Usage:
     """Compile for ``sm_<arch>`` and read the resource usage from the machine code."""
     from triton.backends.compiler import GPUTarget
 
-    names = list(specimen.signature) + list(specimen.constants)
-    order = [name for name in specimen.kernel.arg_names if name in names]
-    signature = {name: specimen.signature.get(name, "constexpr") for name in order}
-    aligned = [n for n in order if signature[n].startswith("*") or n in specimen.divisible_by_16]
-    attributes = {(order.index(n),): [["tt.divisibility", 16]] for n in aligned}
-    source = triton.compiler.ASTSource(specimen.kernel, signature, specimen.constants, attributes)
-    options = {"num_warps": specimen.num_warps, "num_stages": specimen.num_stages}
+    source, options = _source(specimen)
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     registers, spills = _resource_usage(compiled.asm["cubin"])
     shared = compiled.metadata.shared
     occupancy = _occupancy(arch, registers, shared, specimen.num_warps)
     return Usage(specimen.name, specimen.label, arch, specimen.num_warps, registers, spills, shared, occupancy)
+
+
+def lower_specimen(specimen: Specimen, arch: int, ones: tuple[str, ...] = ()) -> str:
+    """Triton's IR before any optimisation. A launch makes constants of integers that are 1: the arguments in ``ones`` are."""
+    from triton._C.libtriton import ir
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler.compiler import make_backend
+
+    target = GPUTarget("cuda", arch, 32)
+    source, options = _source(specimen, ones)
+    backend, context = make_backend(target), ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    parsed = backend.parse_options(options)
+    codegen = backend.get_codegen_implementation(parsed)
+    return str(source.make_ir(target, parsed, codegen, backend.get_module_map(), context))
+
+
+def _source(specimen: Specimen, ones: tuple[str, ...] = ()) -> tuple[Any, dict[str, int]]:
+    constants = specimen.constants | dict.fromkeys(ones, 1)
+    types = {name: kind for name, kind in specimen.signature.items() if name not in ones}
+    order = [name for name in specimen.kernel.arg_names if name in types or name in constants]
+    signature = {name: types.get(name, "constexpr") for name in order}
+    aligned = [n for n in order if signature[n].startswith("*") or (n in specimen.divisible_by_16 and n in types)]
+    attributes = {(order.index(n),): [["tt.divisibility", 16]] for n in aligned}
+    source = triton.compiler.ASTSource(specimen.kernel, signature, constants, attributes)
+    return source, {"num_warps": specimen.num_warps, "num_stages": specimen.num_stages}
 
 
 def _resource_usage(cubin: bytes) -> tuple[int, int]:

@@ -70,7 +70,7 @@ def rows_of_tile(p_rows, p_bounds, p_tiles, program, B, TILE_ROWS: tl.constexpr,
     if image <= B:
         end = tl.load(p_bounds + image + 1)
     if place >= end:
-        image = B.to(tl.int64) + 1
+        image = tl.cast(B, tl.int64) + 1  # B may be a constant, 1
     o_place = place + tl.arange(0, BLOCK_M)
     o_row = tl.load(p_rows + o_place, mask=o_place < end, other=0).to(tl.int64)
     return image, o_row, o_place < end

@@ -13,19 +13,27 @@ pytest.importorskip("triton")
 if interpreting():
     pytest.skip("the interpreter replaces the compiler", allow_module_level=True)
 
-from blip_fast.kernels.aot import ARCHS, LIMITS, compile_specimen, specimens
+from blip_fast.kernels.aot import ARCHS, LIMITS, compile_specimen, lower_specimen, specimens
+
+SPECIMENS = [pytest.param(s, id=f"{operation}-{s.name}-{s.label}") for operation, s in specimens()]
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize(
-    "specimen", [pytest.param(s, id=f"{operation}-{s.name}-{s.label}") for operation, s in specimens()]
-)
+@pytest.mark.parametrize("specimen", SPECIMENS)
 def test_compiles_without_spills(specimen, arch):
     usage = compile_specimen(specimen, arch)
     assert usage.spills == 0
     assert 0 < usage.registers <= 255
     assert usage.shared <= LIMITS[arch]["shared_per_block"]
     assert usage.occupancy > 0
+
+
+@pytest.mark.parametrize("specimen", SPECIMENS)
+def test_an_integer_may_be_one(specimen):
+    integers = [name for name, kind in specimen.signature.items() if kind in ("i32", "i64")]
+    for name in integers:
+        assert lower_specimen(specimen, 90, (name,))
+    assert lower_specimen(specimen, 90, tuple(integers))
 
 
 def test_the_committed_report_has_every_kernel():
