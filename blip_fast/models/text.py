@@ -166,12 +166,13 @@ def run_layers(
     hidden, offset = [stream.hidden for stream in streams], dropout.take(len(layers))
     for index, layer in enumerate(layers):
         last = index == len(layers) - 1
-        step = LayerStep(streams, index, last, dropout, offset + index * OFFSETS_PER_LAYER, look, layouts[last])
+        layout = layouts[int(last)]  # an index of type bool cannot be traced by torch 2.11
+        step = LayerStep(streams, index, last, dropout, offset + index * OFFSETS_PER_LAYER, look, layout)
         hidden = recomputed(step, layer, *hidden, mode=layer.recompute, draws=layer.draws)
     return hidden
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # torch 2.11 traces no call of an object that is hashed by its fields
 class LayerStep:
     """What one layer needs beside its weights and the hidden states of each stream."""
 
