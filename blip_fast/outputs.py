@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import torch.export
 from torch import Tensor
+
+Record = TypeVar("Record", bound=type)
+
+
+def registered(record: Record) -> Record:
+    """A dataclass that torch looks into. FSDP2 of torch 2.11 sees no tensors in others, and would leave the weights as they are."""
+    torch.export.register_dataclass(record)
+    return record
 
 
 class Negatives(NamedTuple):
@@ -18,6 +27,7 @@ class Negatives(NamedTuple):
     text_for_image: Tensor
 
 
+@registered
 @dataclass(frozen=True)
 class PretrainOutput:
     """Losses of a pre-training step (scalars); ``loss = loss_itc + loss_itm + loss_lm``."""
@@ -29,6 +39,7 @@ class PretrainOutput:
     negatives: Negatives
 
 
+@registered
 @dataclass(frozen=True)
 class RetrievalOutput:
     """Losses of a retrieval fine-tuning step (scalars); ``loss = loss_itc + loss_itm``."""
@@ -39,6 +50,7 @@ class RetrievalOutput:
     negatives: Negatives
 
 
+@registered
 @dataclass(frozen=True)
 class CaptionOutput:
     """Language-modelling loss of a batch of captions (scalar, mean over target tokens)."""
@@ -46,6 +58,7 @@ class CaptionOutput:
     loss: Tensor
 
 
+@registered
 @dataclass(frozen=True)
 class VQAOutput:
     """Weighted answer loss of a batch of questions (scalar)."""
@@ -60,6 +73,7 @@ class NLVROutput(NamedTuple):
     logits: Tensor
 
 
+@registered
 @dataclass(frozen=True)
 class VisDialOutput:
     """Matching loss (scalar; None without labels) and logits (B, C, 2) of C answers to each of B dialogues."""

@@ -185,9 +185,9 @@ def test_sharded_equals_replicated(two_ranks: Any) -> None:
     for result in two_ranks[1]:
         states = [result[strategy]["state"] for strategy in STRATEGIES]
         for name, tensor in states[0].items():
-            torch.testing.assert_close(states[1][name], tensor, rtol=1e-6, atol=1e-6, msg=name)
+            torch.testing.assert_close(states[1][name], tensor, rtol=1e-6, atol=5e-6, msg=name)
         for name, tensor in result["accumulated"]["ddp"].items():
-            torch.testing.assert_close(result["accumulated"]["fsdp"][name], tensor, rtol=1e-6, atol=1e-6, msg=name)
+            torch.testing.assert_close(result["accumulated"]["fsdp"][name], tensor, rtol=1e-6, atol=5e-6, msg=name)
 
 
 def test_runs_go_on_to_the_same_bits(two_ranks: Any) -> None:
