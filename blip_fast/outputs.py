@@ -12,7 +12,7 @@ Record = TypeVar("Record", bound=type)
 
 
 def registered(record: Record) -> Record:
-    """A dataclass that torch looks into. FSDP2 of torch 2.11 sees no tensors in others, and would leave the weights as they are."""
+    """A dataclass that torch looks into: in others FSDP2 of torch 2.11 sees no tensors, and leaves weights as they are."""
     torch.export.register_dataclass(record)
     return record
 
