@@ -8,12 +8,12 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <atomic>
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "../common/dtypes.h"
+#include "parallel.h"
 
 namespace blip_fast {
 
@@ -43,22 +43,19 @@ Rows<S> statistics_of(Pointer data, int64_t heads, int64_t head) {
   return {static_cast<S*>(data) + head, heads};
 }
 
-// Threads take work in turn, since groups (an image and its texts, or a text) differ in size; a piece is one group and
-// as many of its heads as leave two pieces a thread, since those lie side by side in memory. run(group, first head,
-// heads, scratch).
+// Groups (an image and its texts, or a text) differ in size; a piece is one group and as many of its heads as leave two
+// pieces a thread, since those lie side by side in memory. run(group, first head, heads, scratch).
 template <class F>
 void for_each_piece(int64_t groups, int64_t heads, const F& run) {
   const int64_t tasks = groups * heads, threads = torch::stable::get_num_threads();
   const int64_t size = std::clamp<int64_t>(tasks / (2 * threads), 1, std::max<int64_t>(heads, 1));
   const int64_t per_group = (heads + size - 1) / size, pieces = groups * per_group;
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, std::min(pieces, threads), 1, [&](int64_t, int64_t) {
-    Scratch scratch;
-    for (int64_t piece = next++; piece < pieces; piece = next++) {
-      const int64_t first = piece % per_group * size;
-      run(piece / per_group, first, std::min(size, heads - first), &scratch);
-    }
-  });
+  parallel_with(
+      pieces, [] { return Scratch(); },
+      [&](int64_t piece, Scratch& scratch) {
+        const int64_t first = piece % per_group * size;
+        run(piece / per_group, first, std::min(size, heads - first), &scratch);
+      });
 }
 
 // Output and statistics of a call, which gives the task of each group and head: call.template task<T>(group, head).

@@ -7,7 +7,7 @@
 // sum, and the result depends neither on the tiling (depths split at multiples of 128) nor on the number of threads.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -17,6 +17,7 @@
 #include "../common/dtypes.h"
 #include "../common/macros.h"
 #include "convert.h"
+#include "parallel.h"
 
 namespace blip_fast {
 
@@ -64,13 +65,6 @@ void multiply_panel(Operand<float> a, int64_t rows, int64_t depth, const float* 
 
 // out (columns x 32) = transpose of a block (rows x columns), of up to 32 rows; zeros for missing ones.
 void transpose_block(const float* block, int64_t stride, int64_t rows, int64_t columns, float* out, int64_t out_stride);
-
-template <class F>
-void parallel(int64_t tasks, const F& f) {
-  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) f(task);
-  });
-}
 
 // Uninitialised elements on a cache line.
 struct Free {

@@ -79,6 +79,13 @@ std::pair<float, float> combine(const std::vector<Statistics>& statistics, int64
   return {maximum + std::log(sum), total};
 }
 
+// Of a thread in the forward pass: the weight's rows, where they are converted, and a tile of logits.
+template <class E>
+struct ForwardScratch {
+  Buffer<E> weight;
+  Buffer<float> tile;
+};
+
 template <class E, class T>
 void forward(const Layer<T>& layer, const Counted& counted, float smoothing, T* logits, float* losses, float* lse) {
   const int64_t n = counted.size(), panels = panel_count(n), blocks = ceil_div(layer.vocabulary, kBlock);
@@ -86,23 +93,21 @@ void forward(const Layer<T>& layer, const Counted& counted, float smoothing, T* 
   const Buffer<E> hidden = pack_hidden_transposed<E>(layer, counted);
   std::vector<Statistics> statistics(blocks * panels);
   std::vector<float> at_label(n);
-  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-    Buffer<E> scratch;
-    const Buffer<float> tile = buffer<float>(kBlock * kPanelColumns);
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t word = block * kBlock, rows = std::min(kBlock, layer.vocabulary - word);
-      const Operand<E> weight = weight_rows(layer, word, rows, scratch);
-      for (int64_t p = 0; p < panels; ++p) {
-        const int64_t first = p * kPanelColumns, columns = std::min(kPanelColumns, n - first);
-        multiply_panel(weight, rows, depth, hidden.get() + first * depth, tile.get(), kPanelColumns, false);
-        add_bias(layer.bias ? layer.bias + word : nullptr, rows, tile.get(), kPanelColumns);
-        const int64_t kept = logits ? std::min(columns, layer.width - first) : 0;
-        if (kept > 0) store_logits(tile.get(), rows, kept, logits + word * layer.width + first, layer.width);
-        take_statistics(tile.get(), rows, statistics[block * panels + p]);
-        for (int64_t j = 0; j < columns; ++j) {
-          const int64_t i = counted.label[first + j] - word;
-          if (i >= 0 && i < rows) at_label[first + j] = tile[i * kPanelColumns + j];
-        }
+  const auto scratch = [] { return ForwardScratch<E>{nullptr, buffer<float>(kBlock * kPanelColumns)}; };
+  parallel_with(blocks, scratch, [&](int64_t block, ForwardScratch<E>& own) {
+    float* const tile = own.tile.get();
+    const int64_t word = block * kBlock, rows = std::min(kBlock, layer.vocabulary - word);
+    const Operand<E> weight = weight_rows(layer, word, rows, own.weight);
+    for (int64_t p = 0; p < panels; ++p) {
+      const int64_t first = p * kPanelColumns, columns = std::min(kPanelColumns, n - first);
+      multiply_panel(weight, rows, depth, hidden.get() + first * depth, tile, kPanelColumns, false);
+      add_bias(layer.bias ? layer.bias + word : nullptr, rows, tile, kPanelColumns);
+      const int64_t kept = logits ? std::min(columns, layer.width - first) : 0;
+      if (kept > 0) store_logits(tile, rows, kept, logits + word * layer.width + first, layer.width);
+      take_statistics(tile, rows, statistics[block * panels + p]);
+      for (int64_t j = 0; j < columns; ++j) {
+        const int64_t i = counted.label[first + j] - word;
+        if (i >= 0 && i < rows) at_label[first + j] = tile[i * kPanelColumns + j];
       }
     }
   });
