@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import numbers
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -78,6 +80,11 @@ class BlipConfig:
     vit_layer_norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, whole = getattr(self, field.name), field.type == "int"
+            fits = isinstance(value, numbers.Integral) and int(value) > 0 if whole else isinstance(value, numbers.Real)
+            if not fits or isinstance(value, bool):
+                raise ValueError(f"{field.name}={value!r}; expected a {'positive whole ' if whole else ''}number")
         for width, heads in (("text_width", "text_heads"), ("vit_width", "vit_heads")):
             if getattr(self, width) % getattr(self, heads):
                 raise ValueError(
@@ -187,7 +194,7 @@ class BlipConfig:
         for field in ("image_size", "vit_patch"):
             values[field] = _side(field, values.get(field, getattr(cls, field)))
         width = values.get("vit_width", cls.vit_width)
-        values["vit_mlp_ratio"] = vision.get("intermediate_size", _TRANSFORMERS_MLP) / width
+        values["vit_mlp_ratio"] = mlp_ratio(width, vision.get("intermediate_size", _TRANSFORMERS_MLP))
         values["embed_dim"] = config.get("image_text_hidden_size", cls.embed_dim)
         result = cls(**(values | overrides))
         result._refuse_other_models(text, vision)
@@ -211,6 +218,12 @@ class BlipConfig:
 def published_drop_path(head: str | None, large: bool) -> float:
     """Drop path with which the published program of this task trains the base or the large image encoder."""
     return 0.1 if large or head in _HEADS_WITH_DROP_PATH else 0.0
+
+
+def mlp_ratio(width: int, inner: int) -> float:
+    """The ratio of an MLP of this inner width, such that ``int(width * ratio)``, as published, is that width again."""
+    ratio = inner / width
+    return ratio if int(width * ratio) == inner else math.nextafter(ratio, math.inf)
 
 
 def _side(name: str, value: Any) -> int:

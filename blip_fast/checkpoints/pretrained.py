@@ -172,6 +172,8 @@ def read_checkpoint(source: Source, head: str | None = None) -> Checkpoint:
     state, settings = read_state(path)
     try:
         values = config_values(state, settings, head)
+    except KeyError as error:
+        raise ValueError(f"{path} holds an incomplete BLIP model: {error} is missing") from error
     except ValueError as error:
         raise ValueError(f"{path} holds {error}") from error
     return Checkpoint(state, values, head_of(state))
@@ -219,6 +221,10 @@ def _checkpoint_path(target: Path) -> Path:
     if (target / CONFIG_FILE).exists():
         raise ValueError(f"folder={str(target)!r} holds a model of another format, which would be loaded in place of "
                          "the published one; expected another folder")  # fmt: skip
+    others = [path.name for path in target.glob("*.pth") if path.name != CHECKPOINT_FILE]
+    if others:
+        raise ValueError(f"folder={str(target)!r} holds {others[0]}, another model; expected another folder, or the name "
+                         "of a file")  # fmt: skip
     return target / CHECKPOINT_FILE
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from blip_fast.checkpoints.files import write_atomically
 from blip_fast.checkpoints.heads import head_of
-from blip_fast.config import BlipConfig, published_drop_path
+from blip_fast.config import BlipConfig, mlp_ratio, published_drop_path
 
 State = dict[str, Tensor]
 CHECKPOINT_FILE = "checkpoint.pth"
@@ -88,7 +88,7 @@ def _image_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
         vit_width=width,
         vit_depth=_layers(state, f"{_VIT}blocks."),
         vit_patch=patch,
-        vit_mlp_ratio=state[f"{_VIT}blocks.0.mlp.fc1.weight"].shape[0] / width,
+        vit_mlp_ratio=mlp_ratio(width, state[f"{_VIT}blocks.0.mlp.fc1.weight"].shape[0]),
         image_size=math.isqrt(state[f"{_VIT}pos_embed"].shape[1] - 1) * patch,
     )
 
@@ -106,4 +106,4 @@ def _text_sizes(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
 
 def _layers(state: Mapping[str, Tensor], prefix: str) -> int:
     numbers = (re.match(rf"{re.escape(prefix)}(\d+)\.", name) for name in state)
-    return 1 + max(int(found.group(1)) for found in numbers if found)
+    return 1 + max((int(found.group(1)) for found in numbers if found), default=-1)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import http.client
 import os
 import re
-import socket
+import shutil
 import urllib.parse
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from rich.console import Console
+from rich.progress import wrap_file
 
-from blip_fast.checkpoints.files import CONFIG_FILE
+from blip_fast.checkpoints.files import CONFIG_FILE, write_atomically
 
 Source = str | os.PathLike[str]
 Result = TypeVar("Result")
@@ -35,6 +40,7 @@ PUBLISHED_NAMES = (
     "model_base_nlvr",
 )
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in order of preference
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "special_tokens_map.json")
 _TIMEOUT = 20.0  # seconds without any answer
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
@@ -76,7 +82,8 @@ def weight_file(folder: Path) -> Path:
 def _fetch(source: str, fetch: Callable[[], Path]) -> Path:
     try:
         return fetch()
-    except OSError as error:  # of urllib, and all errors of huggingface_hub that concern network, ids and files
+    # Of urllib, and all errors of huggingface_hub that concern network, ids and files; what is no answer in HTTP.
+    except (OSError, http.client.HTTPException) as error:
         raise FileNotFoundError(
             f"{source!r} is no path on this machine and could not be fetched ({type(error).__name__})"
         ) from error
@@ -89,18 +96,22 @@ def _download(address: str) -> Path:
         name = f"{hashlib.sha256(address.encode()).hexdigest()[:16]}-{name}"
     target = Path(torch.hub.get_dir()) / "checkpoints" / name
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        before = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(_TIMEOUT)  # torch has none: where a firewall drops packets it would wait for ever
-        try:
-            torch.hub.download_url_to_file(address, str(target))
-        finally:
-            socket.setdefaulttimeout(before)
+        write_atomically(target, lambda part: _receive(address, part))
     return target
 
 
+def _receive(address: str, path: Path) -> None:
+    """Write what ``address`` answers to ``path``. OSError where the answer ends early, which urllib lets pass."""
+    with urllib.request.urlopen(address, timeout=_TIMEOUT) as reply, path.open("wb") as file:
+        size = int(reply.headers.get("Content-Length") or 0)
+        with wrap_file(reply, size, description=path.name, console=Console(stderr=True), transient=True) as reader:
+            shutil.copyfileobj(reader, file, 1 << 20)
+        if size and file.tell() != size:
+            raise OSError(f"{address} ended after {file.tell()} of {size} bytes")
+
+
 def _hub_folder(repository: str) -> Path:
-    """Fetch the configuration and the weights of a model into the hub's cache; the folder that holds them."""
+    """Fetch configuration, weights and tokenizer of a model into the hub's cache; the folder that holds them."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -109,4 +120,7 @@ def _hub_folder(repository: str) -> Path:
         hf_hub_download(repository, WEIGHT_FILES[0])
     except EntryNotFoundError:
         hf_hub_download(repository, WEIGHT_FILES[1])
+    for name in TOKENIZER_FILES:  # published models have BLIP's, which is not read
+        with contextlib.suppress(EntryNotFoundError):
+            hf_hub_download(repository, name)
     return folder

@@ -77,3 +77,26 @@ def test_size_pairs_and_refusals() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             BlipConfig.from_hf(config)
+
+
+@pytest.mark.parametrize("inner", [960, 1000, 2815, 3840])
+def test_every_width_of_an_mlp_comes_back(inner: int) -> None:
+    hugging_face = {"vision_config": {"hidden_size": 704, "intermediate_size": inner, "num_attention_heads": 11}}
+    config = BlipConfig.from_hf(hugging_face)
+    assert int(config.vit_width * config.vit_mlp_ratio) == inner
+    assert hf_config(config, "caption")["vision_config"]["intermediate_size"] == inner
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"text_heads": "4"}, "text_heads='4'; expected a positive whole number"),
+        ({"vit_depth": 0}, "vit_depth=0; expected a positive whole number"),
+        ({"queue_size": 1.5}, "queue_size=1.5; expected a positive whole number"),
+        ({"momentum": None}, "momentum=None; expected a number"),
+        ({"text_layers": True}, "text_layers=True; expected a positive whole number"),
+    ],
+)
+def test_fields_are_numbers(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BlipConfig.from_dict(values)

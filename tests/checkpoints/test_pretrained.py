@@ -175,3 +175,32 @@ def test_refused_sources(tmp_path: Path) -> None:
         (tmp_path / "clip" / "config.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             CLASSES["itm"].from_pretrained(tmp_path / "clip")
+
+
+@pytest.mark.parametrize(
+    ("removed", "named"),
+    [
+        ("visual_encoder.patch_embed.", "visual_encoder.patch_embed.proj.weight"),
+        ("visual_encoder.blocks.", "visual_encoder.blocks.0.mlp.fc1.weight"),
+        ("text_encoder.encoder.layer.0.intermediate.", "text_encoder.encoder.layer.0.intermediate.dense.weight"),
+    ],
+)
+def test_incomplete_files(removed: str, named: str, tmp_path: Path) -> None:
+    state = {name: tensor for name, tensor in build("itm").state_dict().items() if not name.startswith(removed)}
+    torch.save({"model": state}, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=f"model.pth holds an incomplete BLIP model: '{named}' is missing"):
+        CLASSES["itm"].from_pretrained(tmp_path / "model.pth")
+
+
+def test_beside_another_published_model(tmp_path: Path) -> None:
+    model = build("itm")
+    model.save_pretrained(tmp_path / "checkpoint_best.pth", "published")
+    with pytest.raises(ValueError, match=r"holds checkpoint_best\.pth, another model; expected another folder"):
+        model.save_pretrained(tmp_path, "published")
+    assert_same_state(CLASSES["itm"].from_pretrained(tmp_path), model)
+
+
+def test_an_mlp_of_a_width_that_no_ratio_gives_exactly(tmp_path: Path) -> None:
+    model = build("itm", vit_width=704, vit_heads=11, vit_mlp_ratio=960.5 / 704)
+    model.save_pretrained(tmp_path, "published")
+    assert_same_state(CLASSES["itm"].from_pretrained(tmp_path), model)
