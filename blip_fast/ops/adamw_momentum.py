@@ -127,7 +127,7 @@ _operation = Operation(
     # The table of addresses changes with the gradients' and travels in the launch; Triton has to send it first.
     preference={"cuda": ("cuda", "triton", "reference")},
 )
-_operation.add_reference(reference.adamw_momentum_step_)
+_operation.add_reference(reference.step_)
 _operation.add_native("cpu")
 _operation.add_triton("adamw_momentum:adamw_momentum_step_")
 _operation.add_native("cuda")

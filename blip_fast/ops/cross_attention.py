@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from blip_fast.ops.registry import Operation
-from blip_fast.reference import cross_attention as reference
+from blip_fast.reference.cross_attention import backward as reference_backward
+from blip_fast.reference.cross_attention import forward as reference_forward
+from blip_fast.reference.philox import dropout_state
 from blip_fast.reference.row_groups import RowGroups, group_rows, tile_rows
 
 MAX_HEAD_SIZE = 128
@@ -135,22 +137,6 @@ def _attend(
     return _operation.call(query, key, value, list(groups), lengths, *rng, float(dropout_p), scale, tile)[0]
 
 
-def dropout_state(
-    dropout_p: float, seed: Tensor | int | None, offset: Tensor | int, device: torch.device
-) -> tuple[Tensor | None, Tensor | None]:
-    """Seed and offset of attention dropout as tensors on the device, (None, None) without dropout; a seed of None is drawn."""
-    if dropout_p == 0:
-        return None, None
-    drawn = torch.randint(2**63 - 1, (1,), device=device) if seed is None else _scalar(seed, device)
-    return drawn, _scalar(offset, device)
-
-
-def _scalar(number: Tensor | int, device: torch.device) -> Tensor:
-    if isinstance(number, Tensor):
-        return number
-    return torch.full((1,), number, dtype=torch.int64, device=device)
-
-
 def _check(query: Tensor, key: Tensor, value: Tensor | None, image_lengths: Tensor | None, dropout_p: float) -> None:
     if query.dim() != 3 or not 1 <= query.shape[-1] <= MAX_HEAD_SIZE or not query.is_floating_point():
         raise ValueError(
@@ -243,7 +229,7 @@ _COMMON = (
     "-> (Tensor, Tensor)"
 )
 _operation = Operation(f"cross_attention(Tensor query, Tensor key, Tensor? value, {_COMMON}", _fake)
-_operation.add_reference(reference.cross_attention)
+_operation.add_reference(reference_forward)
 _operation.add_native("cpu")
 _operation.add_triton("cross_attention:cross_attention")
 _operation.add_autograd(_backward, _setup_context)
@@ -255,7 +241,7 @@ _backward_operation = Operation(
     + _COMMON,
     _fake_backward,
 )
-_backward_operation.add_reference(reference.cross_attention_backward)
+_backward_operation.add_reference(reference_backward)
 _backward_operation.add_native("cpu")
 _backward_operation.add_triton("cross_attention_backward:cross_attention_backward")
 _backward_operation.add_flops(_backward_flops)

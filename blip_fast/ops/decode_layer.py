@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from blip_fast.ops.registry import Operation, autocast_enabled
-from blip_fast.reference import decode_layer as reference
 from blip_fast.reference.decode_layer import LayerParameters
+from blip_fast.reference.decode_layer import decode_layer as eager
 from blip_fast.reference.row_groups import RowGroups
 
 
@@ -136,6 +136,6 @@ _operation = Operation(
     "Tensor key, Tensor value, Tensor[] groups, float eps) -> Tensor",
     _fake,
 )
-_operation.add_reference(reference.decode_layer)
+_operation.add_reference(eager)
 _operation.add_native("cpu", (torch.float32,))
 _operation.add_flops(_flops)

@@ -15,6 +15,7 @@ from blip_fast.ops.registry import Operation
 from blip_fast.reference.dropout_add_layer_norm import backward as reference_backward
 from blip_fast.reference.dropout_add_layer_norm import dropout_add_layer_norm as eager
 from blip_fast.reference.dropout_add_layer_norm import forward as reference_forward
+from blip_fast.reference.philox import dropout_state
 
 
 def dropout_add_layer_norm(
@@ -55,7 +56,7 @@ def dropout_add_layer_norm(
     _check(x, residual, weight, bias, dropout_p)
     if dropout_p == 0 and _eager_is_faster(x, residual, weight):
         return eager(x, residual, weight, bias, eps, prenorm=prenorm)
-    rng = (None, None) if dropout_p == 0 else (_seed(seed, x.device), _scalar(offset, x.device))
+    rng = dropout_state(dropout_p, seed, offset, x.device)
     tensors = (x, residual, weight, bias)
     keep_sum = prenorm or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
     contiguous = (tensor.contiguous() for tensor in tensors)
@@ -69,16 +70,6 @@ def _eager_is_faster(x: Tensor, residual: Tensor, weight: Tensor) -> bool:
     """
     plain = x.device.type == "cpu" and all(t.dtype == torch.float32 for t in (x, residual, weight))
     return plain and _forward.forced() is None
-
-
-def _seed(seed: Tensor | int | None, device: torch.device) -> Tensor:
-    return torch.randint(2**63 - 1, (1,), device=device) if seed is None else _scalar(seed, device)
-
-
-def _scalar(number: Tensor | int, device: torch.device) -> Tensor:
-    if isinstance(number, Tensor):
-        return number
-    return torch.full((1,), number, dtype=torch.int64, device=device)
 
 
 def _check(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, dropout_p: float) -> None:

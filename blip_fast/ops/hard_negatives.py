@@ -11,6 +11,7 @@ from torch import Tensor
 from blip_fast.ops.registry import Operation
 from blip_fast.outputs import Negatives
 from blip_fast.reference import hard_negatives as reference
+from blip_fast.reference.philox import word_on
 
 MAX_COLUMNS = 2**20
 
@@ -83,8 +84,7 @@ def _check(sim_i2t: Tensor, sim_t2i: Tensor, ids: Tensor | None, epsilon: float,
 
 def _on_device(name: str, number: int | Tensor, device: torch.device) -> Tensor:
     if not isinstance(number, Tensor):
-        signed = (int(number) + 2**63) % 2**64 - 2**63
-        return torch.full((1,), signed, dtype=torch.int64, device=device)
+        return word_on(number, device)
     if number.numel() != 1 or number.dtype != torch.int64 or number.device != device:
         found = f"{number.dtype} of {number.numel()} elements on {number.device}"
         raise ValueError(f"{name} is {found}; expected an int or one int64 element on {device}")
@@ -103,7 +103,7 @@ _operation = Operation(
     "int row_offset) -> (Tensor, Tensor)",
     _fake,
 )
-_operation.add_reference(reference.mine_hard_negatives)
+_operation.add_reference(reference.draw)
 _operation.add_native("cpu")
 _operation.add_triton("hard_negatives:mine_hard_negatives")
 _operation.add_flops(lambda *shapes, **options: 0)  # by the counter's convention only matrix products count

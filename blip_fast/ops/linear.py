@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from blip_fast import native
 from blip_fast.ops.registry import Operation, autocast_enabled
-from blip_fast.reference import linear as reference
+from blip_fast.reference.linear import backward as reference_backward
+from blip_fast.reference.linear import linear as eager
 
 MANY_ROWS = 64  # from there on MKL at its full rate is faster, and twice as fast at 500 ...
 MANY_PRODUCTS = 150e6  # ... but from there on (rows x K x N) ours by thirds is, where the CPU has AMX
@@ -48,14 +49,14 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias has shape {tuple(bias.shape)}; expected ({weight.shape[0]},)")
     if autocast_enabled(input.device):
-        return reference.linear(input, weight, bias, gelu)
+        return eager(input, weight, bias, gelu)
     parts = [part for part in (input, weight, bias) if part is not None]
     for name, tensor in zip(("weight", "bias"), parts[1:], strict=False):
         if tensor.dtype != input.dtype:
             raise ValueError(f"{name} is {tensor.dtype}; expected {input.dtype} as input")
     recorded = torch.is_grad_enabled() and any(part.requires_grad for part in parts)
     if _torch_is_faster(input, weight, recorded):
-        return reference.linear(input, weight, bias, gelu)
+        return eager(input, weight, bias, gelu)
     flat, fused = input.reshape(-1, input.shape[-1]).contiguous(), gelu and not recorded
     rows = _operation.call(flat, weight.contiguous(), bias, fused).view(*input.shape[:-1], weight.shape[0])
     return F.gelu(rows) if gelu and not fused else rows
@@ -90,7 +91,7 @@ def linear_layers(like: Tensor) -> Callable[[nn.Module, Tensor, bool], Tensor]:
     def apply(module: nn.Module, input: Tensor, gelu: bool = False) -> Tensor:
         if type(module) is not nn.Linear:
             return linear_layer(module, input, gelu)
-        chosen = reference.linear if _torch_is_faster(input, module.weight, recorded=False) else kernel
+        chosen = eager if _torch_is_faster(input, module.weight, recorded=False) else kernel
         return chosen(input.contiguous(), module.weight.contiguous(), module.bias, gelu)
 
     return apply
@@ -130,13 +131,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _gradient(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     input, weight = ctx.saved_tensors
     wanted = ctx.needs_input_grad[:3]
-    run = reference.linear_backward if torch.is_grad_enabled() else _backward.call  # the former can be differentiated
+    run = reference_backward if torch.is_grad_enabled() else _backward.call  # the former can be differentiated
     gradients = run(grad_output.contiguous(), input, weight, *wanted)
     return (*(grad if needed else None for grad, needed in zip(gradients, wanted, strict=True)), None)
 
 
 _operation = Operation("linear(Tensor input, Tensor weight, Tensor? bias, bool gelu) -> Tensor", _fake)
-_operation.add_reference(reference.linear)
+_operation.add_reference(eager)
 _operation.add_native("cpu", (torch.float32,))
 _operation.add_flops(_flops)
 _operation.add_autograd(_gradient, _setup_context)
@@ -146,6 +147,6 @@ _backward = Operation(
     "-> (Tensor, Tensor, Tensor)",
     _backward_fake,
 )
-_backward.add_reference(reference.linear_backward)
+_backward.add_reference(reference_backward)
 _backward.add_native("cpu", (torch.float32,))
 _backward.add_flops(_backward_flops)

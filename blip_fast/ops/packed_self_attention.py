@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blip_fast.ops.cross_attention import MAX_HEAD_SIZE, dropout_state
+from blip_fast.ops.cross_attention import MAX_HEAD_SIZE
 from blip_fast.ops.registry import Operation
-from blip_fast.reference import packed_self_attention as reference
+from blip_fast.reference.packed_self_attention import backward as reference_backward
+from blip_fast.reference.packed_self_attention import forward as reference_forward
+from blip_fast.reference.philox import dropout_state
 
 
 def packed_self_attention(
@@ -177,7 +179,7 @@ _COMMON = (
 _operation = Operation(
     f"packed_self_attention(Tensor query, Tensor? key, Tensor? value, {_COMMON}(Tensor, Tensor)", _fake
 )
-_operation.add_reference(reference.packed_self_attention)
+_operation.add_reference(reference_forward)
 _operation.add_native("cpu")
 _operation.add_triton("packed_self_attention:packed_self_attention")
 _operation.add_autograd(_backward, _setup_context)
@@ -189,7 +191,7 @@ _backward_operation = Operation(
     f"Tensor statistics, {_COMMON}Tensor",
     _fake_backward,
 )
-_backward_operation.add_reference(reference.packed_self_attention_backward)
+_backward_operation.add_reference(reference_backward)
 _backward_operation.add_native("cpu")
 _backward_operation.add_triton("packed_self_attention:packed_self_attention_backward")
 _backward_operation.add_flops(_backward_flops)

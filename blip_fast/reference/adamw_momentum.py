@@ -10,8 +10,32 @@ from torch import Tensor
 from blip_fast.reference.momentum import momentum_update_
 
 
-@torch.no_grad()
 def adamw_momentum_step_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    params_m: Sequence[Tensor | None],
+    *,
+    lr: float | Tensor,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    momentum: float = 0.995,
+    grad_factor: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """One step of every parameter and of its momentum copy, if it has one; see `blip_fast.ops.adamw_momentum_step_`."""
+    for *tensors, copy in zip(params, grads, exp_avgs, exp_avg_sqs, steps, params_m, strict=True):
+        rate = torch.as_tensor(lr, dtype=torch.float32, device=tensors[0].device)
+        lists = ([tensor] for tensor in tensors)
+        copies = [] if copy is None else [copy]
+        step_(*lists, copies, rate, *betas, eps, weight_decay, momentum, grad_factor, found_inf)
+
+
+@torch.no_grad()
+def step_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
@@ -27,7 +51,7 @@ def adamw_momentum_step_(
     grad_factor: Tensor | None = None,
     found_inf: Tensor | None = None,
 ) -> None:
-    """See `blip_fast.ops.adamw_momentum_step_`; the first ``len(params_m)`` parameters have momentum copies."""
+    """The step of a list of parameters, of which the first ``len(params_m)`` have momentum copies."""
     for param, grad, exp_avg, exp_avg_sq, step in zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True):
         grad = grad.to(param.dtype) if grad_factor is None else grad.to(param.dtype) * grad_factor
         count = step.double() + 1

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from blip_fast.reference.philox import philox
-from blip_fast.reference.row_groups import RowGroups
+from blip_fast.reference.philox import dropout_state, philox
+from blip_fast.reference.row_groups import RowGroups, group_rows
 
 LOG2E = math.log2(math.e)
 BLOCK, SLOTS = 64, 16  # one Philox counter serves the keys {slot, slot + 16, slot + 32, slot + 48} of a block of 64
@@ -102,6 +102,50 @@ def cross_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor | None,
+    cu_seqlens: Tensor,
+    image_of_text: Tensor,
+    image_lengths: Tensor | None = None,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    seed: Tensor | int | None = None,
+    offset: Tensor | int = 0,
+    groups: RowGroups | None = None,
+) -> Tensor:
+    """Attention of packed text rows (T, H, D) to the tokens of each text's image; see `blip_fast.ops.cross_attention`."""
+    if groups is None:
+        groups = group_rows(cu_seqlens, image_of_text, query.shape[0], key.shape[0])
+    rng = dropout_state(dropout_p, seed, offset, query.device)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return forward(query, key, value, groups, image_lengths, *rng, dropout_p, scale, 0)[0]
+
+
+def cross_attention_padded(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None,
+    mask: Tensor | None = None,
+    image_of_text: Tensor | None = None,
+    image_lengths: Tensor | None = None,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    seed: Tensor | int | None = None,
+    offset: Tensor | int = 0,
+) -> Tensor:
+    """The same for padded texts (S, N, H, D); see `blip_fast.ops.cross_attention_padded`."""
+    texts, longest = query.shape[:2]
+    cu_seqlens = torch.arange(texts + 1, device=query.device) * longest
+    if image_of_text is None:
+        image_of_text = torch.arange(texts, device=query.device)
+    keep = None if mask is None else mask.flatten().bool()
+    groups = group_rows(cu_seqlens, image_of_text, texts * longest, key.shape[0], keep)
+    options = (image_lengths, dropout_p, scale, seed, offset, groups)
+    return cross_attention(query.flatten(0, 1), key, value, cu_seqlens, image_of_text, *options).view(query.shape)
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None,
     groups: Sequence[Tensor],
     image_lengths: Tensor | None,
     seed: Tensor | None,
@@ -110,7 +154,7 @@ def cross_attention(
     scale: float,
     tile_rows: int,
 ) -> tuple[Tensor, Tensor]:
-    """Output (T, H, D) and statistics (T, H, 2); see `blip_fast.ops.cross_attention`.
+    """Output (T, H, D) and statistics (T, H, 2).
 
     The statistics of a row give its probabilities again, ``2 ** (score * log2(e) - shift) / sum``: shift and sum,
     float32 (float64 in float64). The shift is the maximal score times log2(e); (0, 0) where no key is seen.
@@ -129,7 +173,7 @@ def cross_attention(
     return texts.pack(out), texts.pack(torch.cat([maximum * LOG2E, total], dim=-1))
 
 
-def cross_attention_backward(
+def backward(
     grad_out: Tensor,
     query: Tensor,
     key: Tensor,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blip_fast.reference.cross_attention import cross_attention
+from blip_fast.reference.cross_attention import forward as attend
 from blip_fast.reference.text import TextLayer
 
 
@@ -62,7 +62,7 @@ def decode_layer(
     key: Tensor,
     value: Tensor,
     groups: Sequence[Tensor],
-    eps: float,
+    eps: float = 1e-12,
 ) -> Tensor:
     """States (R, C) after the layer; keys and values go to the cache. See `blip_fast.ops.decode_layer`."""
     p, heads = LayerParameters(*parameters), cache.shape[-2:]
@@ -81,7 +81,7 @@ def decode_layer(
     hidden = add_norm(F.linear(attended, p.output, p.output_bias), hidden, p.norm, p.norm_bias)
 
     query = F.linear(hidden, p.image_query, p.image_query_bias).unflatten(1, heads)
-    seen, _ = cross_attention(query, key, value, groups, None, None, None, 0.0, heads[1] ** -0.5, 0)
+    seen, _ = attend(query, key, value, groups, None, None, None, 0.0, heads[1] ** -0.5, 0)
     seen = F.linear(seen.flatten(1), p.image_output, p.image_output_bias)
     hidden = add_norm(seen, hidden, p.image_norm, p.image_norm_bias)
     inner = F.gelu(F.linear(hidden, p.up, p.up_bias))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blip_fast.reference.philox import philox
+from blip_fast.reference.philox import philox, word_on
 
 TAG = 0xFFFFFFFF  # third word of the counter: dropout of attention never has it
 
@@ -31,15 +31,15 @@ def dropout_add_layer_norm(
     bias: Tensor,
     eps: float,
     dropout_p: float = 0.0,
-    seed: Tensor | None = None,
-    offset: Tensor | None = None,
+    seed: Tensor | int | None = None,
+    offset: Tensor | int = 0,
     prenorm: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``layer_norm(residual + dropout(x))``; see `blip_fast.ops.dropout_add_layer_norm`. No seed: torch's own dropout."""
     if seed is None:
         branch = F.dropout(x, dropout_p) if dropout_p else x
     else:
-        branch = x * _factors(x, dropout_p, seed, offset, x.dtype)
+        branch = x * _factors(x, dropout_p, word_on(seed, x.device), word_on(offset, x.device), x.dtype)
     total = (residual + branch).to(residual.dtype)
     out = F.layer_norm(total, weight.shape, weight.to(total.dtype), bias.to(total.dtype), eps)
     return (out.to(x.dtype), total) if prenorm else out

@@ -53,8 +53,8 @@ def process_scores(scores: Tensor, ids: Tensor, limits: Limits) -> Tensor:
 
 
 def nucleus_probabilities(logits: Tensor, top_p: float, top_k: int) -> Tensor:
-    """Probabilities (R, V) of the ``top_k`` best tokens, then of the fewest of them that reach ``top_p`` together."""
-    best = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+    """Probabilities (R, V) of the ``top_k`` best tokens (0: all), then of the fewest of them that reach ``top_p`` together."""
+    best = logits.topk(min(top_k, logits.shape[-1]) or logits.shape[-1], dim=-1)
     reached = best.values.softmax(dim=-1).cumsum(dim=-1) > top_p
     kept = best.values.masked_fill(F.pad(reached[:, :-1], (1, 0)), -float("inf"))
     return torch.full_like(logits, -float("inf")).scatter(1, best.indices, kept).softmax(dim=-1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from blip_fast.outputs import Negatives
-from blip_fast.reference.philox import philox
+from blip_fast.reference.philox import philox, word_on
 
 
 @torch.no_grad()
@@ -66,17 +66,32 @@ EXP2 = (1073741824, 744260972, 257944253, 59576866, 10388937, 1338725, 232067)
 LOWEST = -32.0  # below it exp is 0
 
 
-@torch.no_grad()
 def mine_hard_negatives(
+    sim_i2t: Tensor,
+    sim_t2i: Tensor,
+    ids: Tensor | None = None,
+    epsilon: float = 1e-4,
+    *,
+    seed: int | Tensor,
+    offset: int | Tensor = 0,
+    row_offset: int = 0,
+) -> Negatives:
+    """Draw from ``hard_negative_weights`` by Philox, not by torch's generator; see `blip_fast.ops.mine_hard_negatives`."""
+    seed, offset = (word_on(number, sim_i2t.device) for number in (seed, offset))
+    return draw(sim_i2t, sim_t2i, ids, epsilon, seed, offset, row_offset)
+
+
+@torch.no_grad()
+def draw(
     sim_i2t: Tensor,
     sim_t2i: Tensor,
     ids: Tensor | None,
     epsilon: float,
     seed: Tensor,
     offset: Tensor,
-    row_offset: int = 0,
+    row_offset: int,
 ) -> Negatives:
-    """Draw from ``hard_negative_weights`` by Philox; see `blip_fast.ops.mine_hard_negatives` for the arguments."""
+    """The picks of one call; seed and offset are tensors of one element."""
     rows, columns = sim_i2t.shape
     own = torch.arange(row_offset, row_offset + rows, device=sim_i2t.device)
     candidates = torch.arange(columns, device=sim_i2t.device)

@@ -6,13 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    """``input @ weight.T + bias``, (R, K) -> (R, N), then GELU (arXiv 1606.08415) if asked for."""
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+    """``input @ weight.T + bias``, (..., K) -> (..., N), then GELU (arXiv 1606.08415) if asked for."""
     product = F.linear(input, weight, bias)
     return F.gelu(product) if gelu else product
 
 
-def linear_backward(
+def backward(
     grad_output: Tensor, input: Tensor, weight: Tensor, need_input: bool, need_weight: bool, need_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``input @ weight.T + bias`` for input (R, K), weight (N, K) and bias (N,), those not needed empty."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from blip_fast.reference.cross_attention import LOG2E, keep_mask
+from blip_fast.reference.philox import dropout_state
 
 
 def split_heads(query: Tensor, key: Tensor | None, value: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,6 +63,24 @@ def packed_self_attention(
     key: Tensor | None,
     value: Tensor | None,
     cu_seqlens: Tensor,
+    max_length: int,
+    causal: bool = False,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    seed: Tensor | int | None = None,
+    offset: Tensor | int = 0,
+) -> Tensor:
+    """Attention of packed tokens (T, H, D) within each text; see `blip_fast.ops.packed_self_attention`."""
+    rng = dropout_state(dropout_p, seed, offset, query.device)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return forward(query, key, value, cu_seqlens, *rng, max_length, causal, dropout_p, scale)[0]
+
+
+def forward(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor | None,
+    cu_seqlens: Tensor,
     seed: Tensor | None,
     offset: Tensor | None,
     max_length: int,
@@ -69,7 +88,7 @@ def packed_self_attention(
     dropout_p: float,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Output (T, H, D) and statistics (T, H, 2); see `blip_fast.ops.packed_self_attention`.
+    """Output (T, H, D) and statistics (T, H, 2).
 
     The statistics of a row give its probabilities again, as in `blip_fast.reference.cross_attention`.
     """
@@ -85,7 +104,7 @@ def packed_self_attention(
     return attention.pack(out), attention.pack(torch.cat([maximum * LOG2E, total], dim=-1))
 
 
-def packed_self_attention_backward(
+def backward(
     grad_out: Tensor,
     query: Tensor,
     key: Tensor | None,

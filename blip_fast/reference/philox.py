@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 MASK = 0xFFFFFFFF
@@ -49,3 +50,20 @@ def _multiply(a: int, b: Word) -> tuple[Word, Word]:
 def uniform(word: Tensor) -> Tensor:
     """Float32 in [0, 1) from 32-bit words: their high 24 bits, exact."""
     return (word >> 8).float() * 2.0**-24
+
+
+def dropout_state(
+    dropout_p: float, seed: Tensor | int | None, offset: Tensor | int, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """Seed and offset of dropout as tensors on the device, (None, None) without dropout; a seed of None is drawn."""
+    if dropout_p == 0:
+        return None, None
+    drawn = torch.randint(2**63 - 1, (1,), device=device) if seed is None else word_on(seed, device)
+    return drawn, word_on(offset, device)
+
+
+def word_on(number: Tensor | int, device: torch.device) -> Tensor:
+    """An int64 tensor of one element; an int is taken modulo 2**64, a tensor as it is."""
+    if isinstance(number, Tensor):
+        return number
+    return torch.full((1,), (int(number) + 2**63) % 2**64 - 2**63, dtype=torch.int64, device=device)
