@@ -141,7 +141,7 @@ def pack(input_ids: Tensor | PackedTexts, attention_mask: Tensor | None = None) 
             None: no padding.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ; where the plan is exact, also if there is no text, or one without tokens.
     """
     if isinstance(input_ids, PackedTexts):
         return input_ids
@@ -155,6 +155,8 @@ def pack(input_ids: Tensor | PackedTexts, attention_mask: Tensor | None = None) 
     lengths = (attention_mask != 0).sum(1)
     capacity, max_length, exact = texts * width, width, _on_host(attention_mask)
     if exact:
+        if not texts or not int(lengths.min()):
+            raise ValueError(f"attention_mask has texts of {lengths.tolist()} tokens; expected at least one of each")
         capacity, max_length = int(lengths.sum()), int(lengths.max())
     # a stable sort brings the real tokens to the front, in order
     rows = (attention_mask == 0).flatten().to(torch.uint8).argsort(stable=True)[:capacity]
@@ -187,6 +189,12 @@ def pad_lists(texts: Sequence[Sequence[int]], width: int | None = None) -> tuple
     input_ids = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts])
     lengths = torch.tensor([len(text) for text in texts])
     return input_ids, (torch.arange(width) < lengths[:, None]).long()
+
+
+def check_indices(name: str, indices: Tensor, count: int) -> None:
+    """ValueError where (n,) ``indices`` are outside of [0, count), as far as that can be seen without waiting for a device."""
+    if _on_host(indices) and bool(((indices < 0) | (indices >= count)).any()):
+        raise ValueError(f"{name} is {indices.tolist()}; expected numbers from 0 to {count - 1}")
 
 
 def _on_host(tensor: Tensor) -> bool:

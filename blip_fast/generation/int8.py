@@ -6,6 +6,7 @@ those of fp32, bit by bit; `python -m benchmarks.models.int8_agreement` says how
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import TypeVar
 
@@ -38,4 +39,4 @@ def to_int8(model: Model) -> Model:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torchao, its successor, is a package of its own
         warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
-        return quantize_dynamic(model.eval(), dict.fromkeys(names, per_channel_dynamic_qconfig))
+        return quantize_dynamic(copy.deepcopy(model).eval(), dict.fromkeys(names, per_channel_dynamic_qconfig))

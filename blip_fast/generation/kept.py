@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from blip_fast.generation.static import StaticSession
+from blip_fast.ops.registry import OPERATIONS
 from blip_fast.reference.decoder import TextDecoder
 
 _ATTRIBUTE = "kept_sessions"  # of a decoder
@@ -39,9 +40,10 @@ class KeptSessions:
 def kept_session(
     kind: type[StaticSession], decoder: TextDecoder, states: Tensor, copies: int, max_length: int
 ) -> Iterator[StaticSession]:
-    """A session for these states: the last one of this decoder if shapes, dtype and weights' addresses are the same."""
+    """A session for these states: the last one of this decoder if shapes, dtype, backends and weights are the same."""
     addresses = tuple(parameter.data_ptr() for parameter in decoder.parameters())
-    key = (kind, states.shape, states.dtype, states.device, copies, max_length, addresses)
+    backends = tuple(OPERATIONS[name].select([states]) for name in ("cross_attention", "linear"))
+    key = (kind, states.shape, states.dtype, states.device, copies, max_length, backends, addresses)
     kept = decoder.__dict__.setdefault(_ATTRIBUTE, KeptSessions())
     session = kept.take(key)
     if session is None:

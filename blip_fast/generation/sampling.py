@@ -17,7 +17,7 @@ from blip_fast.generation.prompts import Prompts
 from blip_fast.generation.scores import GeneratedIds
 from blip_fast.generation.session import DecodingSession
 from blip_fast.generation.texts import Limits
-from blip_fast.reference.philox import philox, uniform
+from blip_fast.reference.philox import philox, uniform, word_on
 
 
 def sample(session: DecodingSession, prompts: Prompts, limits: Limits, options: Options) -> GeneratedIds:
@@ -38,11 +38,11 @@ def image_seeds(seed: int | Sequence[int] | None, images: int) -> Tensor:
     """
     if seed is None:
         return torch.randint(2**62, (images,))
-    if isinstance(seed, int):
-        return seed + torch.arange(images)
+    if not isinstance(seed, Sequence):
+        return word_on(seed, torch.device("cpu")) + torch.arange(images)
     if len(seed) != images:
         raise ValueError(f"seed has {len(seed)} numbers for {images} images; expected one per image, or one number")
-    return torch.tensor(list(seed))
+    return torch.cat([word_on(number, torch.device("cpu")) for number in seed])
 
 
 def draw(logits: Tensor, numbers: Tensor, top_k: int, top_p: float, temperature: float) -> Tensor:

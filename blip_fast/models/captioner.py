@@ -119,11 +119,16 @@ class BlipCaptioner(ReferenceCaptioner):
 
 
 def without_prompts(tokenizer: PreTrainedTokenizerBase, result: GeneratedIds, prompts: list[str]) -> list[str]:
-    """The texts behind their prompts. As published, as many characters are cut off as the prompt has."""
+    """The texts behind their prompts: as published, as many characters are cut off as the prompt has.
+
+    A prompt with capitals or punctuation is another text, of another length, once it has been tokenised; that one and the
+    blank behind it are cut off.
+    """
     texts = tokenizer.batch_decode(result.ids, skip_special_tokens=True)
     heads = tokenizer.batch_decode(
         result.ids.masked_fill(result.generated, tokenizer.pad_token_id), skip_special_tokens=True
     )
-    # a prompt with capitals or punctuation has another length once it has been tokenised
-    cut = [len(prompt) if head == prompt.rstrip() else len(head) for prompt, head in zip(prompts, heads, strict=True)]
-    return [text[length:].lstrip() for text, length in zip(texts, cut, strict=True)]
+    return [
+        text[len(prompt) :] if head == prompt.rstrip() else text[len(head) :].lstrip()
+        for text, prompt, head in zip(texts, prompts, heads, strict=True)
+    ]

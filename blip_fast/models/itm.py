@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blip_fast.data.packing import check_indices
 from blip_fast.models.strings import Texts, pack_texts
 from blip_fast.models.text import AttentionDropout, LookAt, encoder_stream, run_layers
 from blip_fast.models.vit import class_state, image_states
@@ -32,6 +33,7 @@ class BlipITM(ReferenceITM):
         texts = pack_texts(input_ids, attention_mask, "itm", self, image.device)
         if image_of_text is None:
             image_of_text = self._default_images(len(image), len(texts), image.device)
+        check_indices("image_of_text", image_of_text, len(image))
         states = image_states(self.visual_encoder, image)
         dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, image.device)
         stream = encoder_stream(self.text_encoder, texts, image_of_text)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blip_fast.data.packing import PackedTexts
+from blip_fast.data.packing import PackedTexts, check_indices
 from blip_fast.models.text import AttentionDropout, Stream, encoder_stream, run_layers
 from blip_fast.models.vit import class_state, image_states
 from blip_fast.ops import enqueue_, mine_hard_negatives, momentum_update_
@@ -85,6 +85,13 @@ class MomentumModel(ReferenceMomentumModel):
         """Hard negatives for both directions, from a seed drawn on the device."""
         seed = torch.randint(2**62, (1,), device=sim_i2t.device)
         return Negatives(*mine_hard_negatives(sim_i2t, sim_t2i, ids, epsilon, seed=seed, row_offset=row_offset))
+
+    def given_negatives(self, negatives: tuple[Tensor, Tensor], candidates: int) -> Negatives:
+        """Negatives that the caller chose. ValueError where they are no rows of the candidates (checked on a CPU only)."""
+        chosen = Negatives(*negatives)
+        for name, indices in zip(chosen._fields, chosen, strict=True):
+            check_indices(name, indices, candidates)
+        return chosen
 
     def matching_stream(self, texts: PackedTexts, image_of_text: Tensor) -> Stream:
         """Texts with [ENC] in front, each looking at an image, of which the first token's state is wanted."""

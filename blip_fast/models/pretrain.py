@@ -43,7 +43,10 @@ class BlipPretrain(MomentumModel, ReferencePretrain):
         image_feat_m, text_feat_m = self.features_m(image, texts, image_feat.dtype)
         loss_itc, sim_i2t, sim_t2i = self.contrastive(image_feat, text_feat, image_feat_m, text_feat_m, alpha)
         self.enqueue_rows(self.queue_ptr, image_queue=image_feat_m, text_queue=text_feat_m)
-        chosen = self.draw_negatives(sim_i2t, sim_t2i) if negatives is None else Negatives(*negatives)
+        if negatives is None:
+            chosen = self.draw_negatives(sim_i2t, sim_t2i)
+        else:
+            chosen = self.given_negatives(negatives, len(image))
         loss_itm, loss_lm = self.grounded_losses(states, for_matching, for_decoding, texts.next_tokens(), chosen)
         return PretrainOutput(loss_itc + loss_itm + loss_lm, loss_itc, loss_itm, loss_lm, chosen)
 

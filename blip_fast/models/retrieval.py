@@ -15,7 +15,7 @@ from blip_fast.models.text import LookAt, run_layers
 from blip_fast.models.vit import image_states
 from blip_fast.ops import contrastive_loss
 from blip_fast.outputs import Negatives, RetrievalOutput
-from blip_fast.reference.gather import gather_rows, gather_rows_with_gradient, rank
+from blip_fast.reference.gather import gather_rows, gather_rows_with_gradient, rank, world_size
 from blip_fast.reference.retrieval import NOT_RANKED
 from blip_fast.reference.retrieval import BlipRetrieval as ReferenceRetrieval
 
@@ -56,7 +56,10 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
         )
         ids_m = ids.view(-1, 1)
         self.enqueue_rows(self.ptr_queue, image_queue=image_feat_m, text_queue=text_feat_m, idx_queue=ids_m)
-        chosen = self.mine_negatives(image_feat, text_feat, ids) if negatives is None else Negatives(*negatives)
+        if negatives is None:
+            chosen = self.mine_negatives(image_feat, text_feat, ids)
+        else:
+            chosen = self.given_negatives(negatives, len(image) * (world_size() if self.negative_all_rank else 1))
         loss_itm = self.pair_loss(states, texts, input_ids, attention_mask, chosen)
         return RetrievalOutput(loss_itc + loss_itm, loss_itc, loss_itm, chosen)
 

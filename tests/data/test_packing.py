@@ -94,3 +94,10 @@ def test_joined_texts(texts):
     assert joined.exact == texts.exact
     with pytest.raises(ValueError, match="first has 3 texts and second 1; expected as many"):
         join_texts(texts, pack(IDS[:1]))
+
+
+@pytest.mark.parametrize("lengths", [[], [2, 0, 1], [1, 2, 0]])
+def test_refuses_texts_without_tokens(lengths):
+    mask = (torch.arange(3) < torch.tensor(lengths).view(-1, 1)).long()
+    with pytest.raises(ValueError, match="expected at least one of each"):
+        pack(torch.ones_like(mask), mask)

@@ -39,3 +39,12 @@ def test_answers_are_generated_and_ranked():
 def test_refused():
     with pytest.raises(ValueError, match="model is a BlipITM; int8 weights are for models that generate text"):
         to_int8(pair(models.BlipITM, models.BlipITM)[0])
+
+
+def test_the_model_stays_as_it_is():
+    model = pair(models.BlipCaptioner, models.BlipCaptioner)[0].train()
+    small = to_int8(model)
+    assert model.training
+    assert model.text_decoder.training
+    assert not small.training
+    assert type(model.text_decoder.cls.predictions.decoder) is nn.Linear

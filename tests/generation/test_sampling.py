@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +20,7 @@ def frequencies(top_k: int, top_p: float, temperature: float) -> torch.Tensor:
     return tokens.bincount(minlength=60) / 20000
 
 
-@pytest.mark.parametrize(("top_k", "top_p"), [(50, 0.9), (5, 1.0), (60, 0.5), (60, 1e-6)])
+@pytest.mark.parametrize(("top_k", "top_p"), [(50, 0.9), (0, 0.9), (5, 1.0), (60, 0.5), (60, 1e-6)])
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
 def test_distribution(top_k, top_p, temperature):
     expected = nucleus_probabilities(LOGITS / temperature, top_p, top_k)[0]
@@ -64,3 +65,9 @@ def test_seeds():
     torch.manual_seed(0)
     assert torch.equal(first, captioner().generate_ids(IMAGES, PROMPTS, **options))
     assert image_seeds(3, 2).tolist() == [3, 4]
+
+
+def test_seeds_are_64_bits_of_any_kind_of_integer():
+    assert torch.equal(image_seeds(np.int64(3), 2), torch.tensor([3, 4]))
+    assert torch.equal(image_seeds(torch.tensor(3), 2), torch.tensor([3, 4]))
+    assert torch.equal(image_seeds([2**63, 2**64 - 1], 2), torch.tensor([-(2**63), -1]))

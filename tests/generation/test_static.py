@@ -8,11 +8,13 @@ import pickle
 import pytest
 import torch
 
+import blip_fast
 from blip_fast.generation import DecodingSession, GeneratedIds, Options, generate, prompts_of
 from blip_fast.generation.decode import search_in
 from blip_fast.generation.kept import KeptSessions, kept_session
 from blip_fast.generation.static import StaticSession
 from blip_fast.generation.texts import Limits
+from blip_fast.ops.registry import OPERATIONS
 from tests.generation.common import IMAGES, PROMPTS, captioner
 
 OPTIONS = [
@@ -48,6 +50,17 @@ def test_static_steps_and_their_second_use(options):
         assert again is session
         with kept_session(StaticSession, decoder, states, copies, 20) as other:  # it is in use
             assert other is not session
+
+
+def test_a_forced_backend_gets_a_session_of_its_own():
+    decoder, states = copy.deepcopy(captioner().text_decoder), states_of(IMAGES)
+    with torch.inference_mode(), kept_session(StaticSession, decoder, states, 1, 20) as session:
+        pass
+    for name in ("cross_attention", "linear"):
+        with blip_fast.backend("reference", op=name), torch.inference_mode():
+            differs = OPERATIONS[name].unavailable("cpu") is None
+            with kept_session(StaticSession, decoder, states, 1, 20) as other:
+                assert (other is not session) == differs
 
 
 def test_copies_of_a_decoder_keep_nothing():

@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from blip_fast import models
+from blip_fast import models, reference
 from blip_fast.data.tokens import PROMPT, cached_tokenizer
 from blip_fast.generation import Generated
 from tests.models.common import pair
@@ -29,6 +29,13 @@ def test_the_prompt_is_cut_off():
     bare = captioner().generate(IMAGES, "", max_length=9)
     ids = captioner().generate_ids(IMAGES, torch.tensor([101, 102]), max_length=9)
     assert bare == cached_tokenizer().batch_decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("prompt", ["a picture of", "a picture of ", "", "two"])
+def test_prompts_are_cut_off_as_published(prompt):
+    plain = reference.BlipCaptioner(captioner().config).eval()
+    plain.load_state_dict(captioner().state_dict())
+    assert captioner().generate(IMAGES, prompt, max_length=9) == plain.generate(IMAGES, prompt, max_length=9)
 
 
 def test_a_prompt_for_each_image():

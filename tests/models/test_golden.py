@@ -67,6 +67,7 @@ def test_captioner(plan):
 
 GENERATION = {
     "greedy": dict(num_beams=1),
+    "beam3": dict(num_beams=3),
     "greedy_rp11": dict(num_beams=1, repetition_penalty=1.1),
     "beam3_rp11": dict(num_beams=3, repetition_penalty=1.1),
     "beam3_max40": dict(num_beams=3, max_length=40),
