@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from blip_fast.ops import adamw_momentum_step_, momentum_update_
+from blip_fast.ops.adamw_momentum import check_numbers
 
 Pairs = Mapping[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 
@@ -61,12 +62,10 @@ class AdamWMomentum(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
     ) -> None:
-        if not 0.0 <= momentum <= 1.0:
-            raise ValueError(f"momentum is {momentum}; expected a number in [0, 1]")
+        self.momentum = momentum  # before the groups, whose numbers are checked with it
         # `fused` makes torch.optim.AdamW load a state of this class onto the device.
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": True}
         super().__init__(params, options)
-        self.momentum = momentum
         if not isinstance(momentum_pairs, Mapping):
             momentum_pairs = {param: copy for copy, param in momentum_pairs}
         self.copies = dict(momentum_pairs)
@@ -132,9 +131,16 @@ class AdamWMomentum(torch.optim.Optimizer):
         return state
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, with its own options where it states any."""
+        """Add a group of parameters, with its own options where it states any; one that is refused is not there."""
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
+        try:
+            self._check_group(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_numbers(group["lr"], group["betas"], group["eps"], group["weight_decay"], self.momentum)
         for i, param in enumerate(group["params"]):
             if param.dtype not in (torch.float32, torch.float64) or not param.is_contiguous():
                 layout = "contiguous" if param.is_contiguous() else "strided"
@@ -160,6 +166,7 @@ class AdamWMomentum(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of this class or of `torch.optim.AdamW`, and find out whether the copies are behind."""
+        _check_options(state_dict["param_groups"])
         super().load_state_dict(state_dict)
         followed_up_to = {group.pop("copies_step", None) for group in self.param_groups}
         self.copies_behind = bool(self.copies) and followed_up_to != {self._last_step()}
@@ -174,16 +181,20 @@ class AdamWMomentum(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
-            for option in ("amsgrad", "maximize", "differentiable"):
-                if group.get(option):
-                    raise ValueError(f"the state has {option}=True; expected one of AdamW without {option}")
-            if not group.get("decoupled_weight_decay", True):
-                raise ValueError("the state is one of Adam; expected AdamW's, with decoupled weight decay")
             group["fused"] = True
             for param in group["params"]:
                 if entry := self.state.get(param):
                     step = torch.as_tensor(entry["step"], dtype=torch.float32, device=param.device)
                     entry["step"] = step.reshape(())
+
+
+def _check_options(groups: Iterable[Mapping[str, Any]]) -> None:
+    for group in groups:
+        for option in ("amsgrad", "maximize", "differentiable"):
+            if group.get(option):
+                raise ValueError(f"the state has {option}=True; expected one of AdamW without {option}")
+        if not group.get("decoupled_weight_decay", True):
+            raise ValueError("the state is one of Adam; expected AdamW's, with decoupled weight decay")
 
 
 def own_rows(tensor: Tensor) -> Tensor:

@@ -41,6 +41,6 @@ std::vector<std::string> cpu_features() {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Build information and CPU features.";
-  m.def("build_info", &build_info, "Compiler, flags, torch and CUDA versions, CUDA architectures (';'-separated).");
-  m.def("cpu_features", &cpu_features, "Vector extensions of this CPU that the multiversioned code can use.");
+  m.def("build_info", &build_info, "Compiler, flags, torch and CUDA versions, CUDA architectures.");
+  m.def("cpu_features", &cpu_features, "Vector extensions of this CPU.");
 }

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
@@ -125,16 +124,6 @@ def _argument_type(name: str, dtype: str) -> str:
     if name.startswith("p_"):
         return "*i32"
     return "fp32" if name in ("scale", "keep_scale") else "i32"
-
-
-def multiprocessors(device: torch.device) -> int:
-    """Of the GPU; in the interpreter, those of an H100."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
-
-
-def precision(dtype: torch.dtype) -> str:
-    """Of products of fp32 tiles: TF32 where torch is allowed to use it."""
-    return "ieee" if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def dropout_threshold(dropout_p: float) -> int:

@@ -14,7 +14,6 @@ the cache. Both products of a tile share the keys. The keys are split over progr
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import torch
 import triton
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from blip_fast.kernels.aot import Specimen
 from blip_fast.kernels.contrastive_positives import mean_positive_keys
+from blip_fast.kernels.launch import multiprocessors
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -275,12 +275,6 @@ def config_for(
     )
 
 
-@functools.lru_cache(maxsize=8)
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-
-
-MAX_EMBED = 1024
 MERGE_SPLITS, REDUCE_BLOCK = 8, 1024
 
 
@@ -299,9 +293,9 @@ def contrastive_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `blip_fast.ops.contrastive_loss`; returns also the gradients of image_feat, text_feat and temp."""
     (batch, embed), gathered, queued = image_feat.shape, image_feat_m.shape[0], image_queue.shape[1]
-    if embed > MAX_EMBED:
-        raise ValueError(f"image_feat has E = {embed}; the triton backend expects E <= {MAX_EMBED}")
-    c = config_for(batch, gathered, queued, embed, image_feat.dtype, image_queue.dtype, _processors(image_feat.device))
+    c = config_for(
+        batch, gathered, queued, embed, image_feat.dtype, image_queue.dtype, multiprocessors(image_feat.device)
+    )
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=image_feat.device)

@@ -22,12 +22,11 @@ from blip_fast.kernels.attention import (
     dropout_threshold,
     keep_mask,
     keys_of_image,
-    multiprocessors,
     online_softmax,
-    precision,
     rows_of_tile,
     softmax_shift,
 )
+from blip_fast.kernels.launch import multiprocessors, precision
 from blip_fast.kernels.tiles import tile_for
 from blip_fast.reference.cross_attention import split_key_value
 from blip_fast.reference.row_groups import RowGroups
@@ -142,7 +141,11 @@ def merge_splits_kernel(
     b_o = tl.zeros([BLOCK, BLOCK_D], tl.float32)
     for split in range(SPLITS):
         p_part = p_stats + (split * N + o_n) * 2
-        b_weight = tl.load(p_part + 1, mask=m_n, other=1.0) * tl.exp2(tl.load(p_part, mask=m_n, other=0.0) - b_shift)
+        b_part_sum = tl.load(p_part + 1, mask=m_n, other=0.0)
+        b_part_shift = tl.where(
+            b_part_sum != 0.0, tl.load(p_part, mask=m_n, other=0.0), b_shift
+        )  # 0 * exp2(0 - shift): NaN
+        b_weight = b_part_sum * tl.exp2(b_part_shift - b_shift)
         b_part = tl.load(p_parts + (split * N + o_n)[:, None] * D + o_d[None, :], mask=m_o, other=0.0)
         b_sum += b_weight
         b_o += b_part * b_weight[:, None]

@@ -22,9 +22,9 @@ from blip_fast.kernels.attention import (
     dropout_threshold,
     keep_mask,
     keys_of_image,
-    precision,
     rows_of_tile,
 )
+from blip_fast.kernels.launch import precision
 from blip_fast.kernels.tiles import tile_for
 from blip_fast.reference.cross_attention import split_key_value
 from blip_fast.reference.row_groups import RowGroups

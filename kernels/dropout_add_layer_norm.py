@@ -8,14 +8,13 @@ number that depends on the device alone, are added at the end in a fixed order.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from blip_fast.kernels.aot import Specimen
+from blip_fast.kernels.launch import multiprocessors
 from blip_fast.kernels.philox import philox
 
 ELEMENTS = 4096  # of a program: rows * columns
@@ -136,11 +135,6 @@ def configuration(width: int) -> tuple[int, int, int]:
     return min(rows, 16), columns, min(16, max(4, columns // 512)) if rows == 1 else 8
 
 
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-
-
 def _dropout(dropout_p: float) -> tuple[int, float]:
     return int(dropout_p * 2**24 + 0.5), 1.0 / (1.0 - dropout_p)
 
@@ -194,7 +188,7 @@ def backward(
     if rows == 0:
         return grad_x, grad_residual, torch.zeros_like(weight), torch.zeros_like(weight)
     block_rows, columns, warps = configuration(width)
-    programs = min(triton.cdiv(rows, block_rows), 2 * _multiprocessors(total.device))
+    programs = min(triton.cdiv(rows, block_rows), 2 * multiprocessors(total.device))
     parts = torch.empty(2, programs, width, dtype=torch.float32, device=total.device)
     dropout_add_layer_norm_bwd_kernel[(programs,)](
         grad_out, total if grad_sum is None else grad_sum, total, mean, inverse, weight,

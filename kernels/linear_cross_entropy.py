@@ -24,6 +24,7 @@ from torch import Tensor
 
 from blip_fast.kernels.aot import Specimen
 from blip_fast.kernels.counted_rows import compact_rows, scatter_rows
+from blip_fast.kernels.launch import multiprocessors, precision
 
 D_BYTES = 12 << 20  # of D in scratch memory: about 3 % of what the eager gradient of the logits takes at 1,000 rows
 
@@ -309,15 +310,6 @@ def configuration(dtype: torch.dtype, rows: int) -> Config:
     return Config(tile, tile, Tile(128, 128, 64, 8, 3), Tile(few, 128, 64, 8, 3))
 
 
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
-
-
-def _precision() -> str:
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-
-
 def forward(
     hidden: Tensor,
     weight: Tensor,
@@ -340,7 +332,7 @@ def forward(
     at_label = torch.empty_like(losses)
     linear_cross_entropy_fwd_kernel[(triton.cdiv(T, tile.columns), tiles)](
         hidden, weight, weight if bias is None else bias, labels, rows, logits, statistics, at_label, T, C, V,
-        KEEP=keep_logits, HAS_BIAS=bias is not None, PRECISION=_precision(),
+        KEEP=keep_logits, HAS_BIAS=bias is not None, PRECISION=precision(hidden.dtype),
         BV=tile.rows, BT=tile.columns, BK=tile.depth, num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     combine_kernel[(triton.cdiv(T, 32),)](
@@ -373,7 +365,7 @@ def backward(
     if T == 0:
         out.zero_()
         return grad_hidden, grad_weight, weight.new_zeros(V if need_bias else 0)
-    config, precision = configuration(hidden.dtype, T), _precision()
+    config, products = configuration(hidden.dtype, T), precision(hidden.dtype)
     rows, hidden = compact_rows(hidden, labels, ignore_index)
     stride = triton.cdiv(T, 16) * 16
     chunk = min(V, max(1024, D_BYTES // (stride * weight.element_size()) // 256 * 256))
@@ -381,27 +373,27 @@ def backward(
     row_tiles = triton.cdiv(T, config.gradient.columns)
     sums = torch.empty(row_tiles if need_bias else 0, V, dtype=torch.float32, device=hidden.device)
     hidden_grid = (triton.cdiv(C, config.hidden.columns), triton.cdiv(T, config.hidden.rows))
-    splits = max(1, min(4, _multiprocessors(hidden.device) // (hidden_grid[0] * hidden_grid[1])))
+    splits = max(1, min(4, multiprocessors(hidden.device) // (hidden_grid[0] * hidden_grid[1])))
     partial = torch.empty(splits if need_hidden else 0, T, C, dtype=torch.float32, device=hidden.device)
     for word in range(0, V, chunk):
         words, tile = min(chunk, V - word), config.gradient
         logits_gradient_kernel[(row_tiles, triton.cdiv(words, tile.rows))](
             hidden, weight, weight if bias is None else bias, labels, rows, logits, lse, grad_losses, d, sums,
             T, C, V, word, words, stride, label_smoothing,
-            KEPT=kept, HAS_BIAS=bias is not None, NEED_BIAS=need_bias, PRECISION=precision,
+            KEPT=kept, HAS_BIAS=bias is not None, NEED_BIAS=need_bias, PRECISION=products,
             BV=tile.rows, BT=tile.columns, BK=tile.depth, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
         if need_weight:
             tile = config.weight
             grad_weight_kernel[(triton.cdiv(C, tile.columns), triton.cdiv(words, tile.rows))](
-                d, hidden, rows, out[word:], T, C, words, stride, PRECISION=precision,
+                d, hidden, rows, out[word:], T, C, words, stride, PRECISION=products,
                 BV=tile.rows, BC=tile.columns, BK=tile.depth, num_warps=tile.num_warps, num_stages=tile.num_stages,
             )  # fmt: skip
         if need_hidden:
             tile = config.hidden
             grad_hidden_kernel[(*hidden_grid, splits)](
                 d, weight[word:], rows, partial, T, C, words, stride, triton.cdiv(words, splits), ADD=word > 0,
-                PRECISION=precision,
+                PRECISION=products,
                 BT=tile.rows, BC=tile.columns, BK=tile.depth, num_warps=tile.num_warps, num_stages=tile.num_stages,
             )  # fmt: skip
     if need_hidden:

@@ -22,9 +22,9 @@ from blip_fast.kernels.attention import (
     dropout_threshold,
     keep_mask,
     online_softmax,
-    precision,
     softmax_shift,
 )
+from blip_fast.kernels.launch import precision
 from blip_fast.kernels.tiles import Job, tile_by_rule, tile_for
 from blip_fast.reference.packed_self_attention import split_heads
 

@@ -338,6 +338,10 @@ WEIGHT, COPY = nn.Parameter(torch.ones(2, 3)), torch.ones(2, 3)
     ("arguments", "message"),
     [
         ({"momentum": 1.5}, r"momentum is 1.5; expected a number in \[0, 1\]"),
+        ({"lr": -1.0}, "lr is -1.0; expected a number >= 0"),
+        ({"lr": float("nan")}, "lr is nan; expected a number >= 0"),
+        ({"betas": (0.9, 1.0)}, r"betas is \(0.9, 1.0\); expected two numbers in \[0, 1\)"),
+        ({"params": [{"params": [WEIGHT], "weight_decay": -0.1}]}, "weight_decay is -0.1; expected a number >= 0"),
         ({"params": [nn.Parameter(torch.ones(2).half())]}, r"params\[0\] is contiguous torch.float16; expected"),
         ({"params": [nn.Parameter(torch.ones(2, 3).T)]}, r"params\[0\] is strided torch.float32; expected contiguous"),
         ({"momentum_pairs": [(WEIGHT, COPY)]}, r"momentum_pairs\[0\] has an optimised parameter as the copy"),
@@ -359,5 +363,34 @@ def test_refuses(arguments, message):
     ],
 )
 def test_refuses_states_of_other_optimizers(other, message):
+    optimizer = AdamWMomentum([WEIGHT], lr=0.5)
     with pytest.raises(ValueError, match=message):
-        AdamWMomentum([WEIGHT]).load_state_dict(other([WEIGHT]).state_dict())
+        optimizer.load_state_dict(other([WEIGHT]).state_dict())
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_a_refused_group_is_not_there():
+    optimizer = AdamWMomentum([WEIGHT])
+    with pytest.raises(ValueError, match=r"expected contiguous torch\.float32"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2).half())]})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_float64_is_float64():
+    first, second = (nn.Parameter(torch.linspace(-1, 1, 7, dtype=torch.float64)) for _ in "ab")
+    ours, plain = AdamWMomentum([first], lr=0.01), torch.optim.AdamW([second], lr=0.01)
+    for step in range(10):
+        for param, optimizer in ((first, ours), (second, plain)):
+            param.grad = torch.sin(param.detach() * (step + 1))
+            optimizer.step()
+    torch.testing.assert_close(first, second, rtol=1e-14, atol=1e-14)
+
+
+def test_autograd_sees_the_step():
+    weight = nn.Parameter(torch.ones(2, 3))
+    loss = (weight**2).sum()
+    optimizer = AdamWMomentum([weight], lr=0.1)
+    weight.grad = torch.ones(2, 3)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -38,11 +38,12 @@ def image_seeds(seed: int | Sequence[int] | None, images: int) -> Tensor:
     """
     if seed is None:
         return torch.randint(2**62, (images,))
+    cpu = torch.device("cpu")
     if not isinstance(seed, Sequence):
-        return word_on(seed, torch.device("cpu")) + torch.arange(images)
+        return word_on("seed", seed, cpu) + torch.arange(images)
     if len(seed) != images:
         raise ValueError(f"seed has {len(seed)} numbers for {images} images; expected one per image, or one number")
-    return torch.cat([word_on(number, torch.device("cpu")) for number in seed])
+    return torch.cat([word_on("seed", number, cpu) for number in seed])
 
 
 def draw(logits: Tensor, numbers: Tensor, top_k: int, top_p: float, temperature: float) -> Tensor:

@@ -25,6 +25,7 @@ from blip_fast.ops import (
 )
 from blip_fast.ops.linear import linear, linear_layer
 from blip_fast.reference.decoder import TextDecoder
+from blip_fast.reference.linear import is_plain
 from blip_fast.reference.recompute import recomputed
 from blip_fast.reference.row_groups import RowGroups
 from blip_fast.reference.text import (
@@ -308,7 +309,7 @@ def key_value(module: AttentionCore, states: Tensor) -> tuple[Tensor, Tensor | N
 
     One product with joined weights has one gradient; without gradient the copies of the weights would be for nothing.
     """
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or not (is_plain(module.key) and is_plain(module.value)):
         key, value = (split_heads(linear_layer(part, states), module.heads) for part in (module.key, module.value))
         return key, value
     weight = torch.cat([module.key.weight, module.value.weight])

@@ -13,6 +13,9 @@ from blip_fast.ops.linear import linear
 from blip_fast.ops.linear_cross_entropy import linear_cross_entropy
 from blip_fast.ops.momentum import momentum_update_
 from blip_fast.ops.packed_self_attention import packed_self_attention
+from blip_fast.ops.registry import check_environment
+
+check_environment()
 
 __all__ = [
     "adamw_momentum_step_",

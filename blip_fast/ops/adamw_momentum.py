@@ -51,21 +51,27 @@ def adamw_momentum_step_(
     """
     params = list(params)
     lists: list[list[Tensor]] = [list(tensors) for tensors in (grads, exp_avgs, exp_avg_sqs, steps, params_m)]
-    _check_numbers(betas, eps, weight_decay, momentum)
+    check_numbers(lr, betas, eps, weight_decay, momentum)
     _check_tensors(params, lists)
     if not params:
         return
     device = params[0].device
-    rate = lr if isinstance(lr, Tensor) else torch.full((), lr, dtype=torch.float32, device=device)
-    named = {"lr": rate, "grad_factor": grad_factor, "found_inf": found_inf}
-    rate, *factors = (_scalar(name, tensor, device) for name, tensor in named.items())
+    dtype = params[0].dtype  # float64 with a rate in float32 would be no better than float32
+    rate = lr if isinstance(lr, Tensor) else torch.full((), lr, dtype=dtype, device=device)
+    rate = _scalar("lr", rate, device, dtype)
+    factors = (_scalar("grad_factor", grad_factor, device), _scalar("found_inf", found_inf, device))
     order = sorted(range(len(params)), key=lambda i: lists[-1][i] is None)  # those with a copy first
     columns = [[tensors[i] for i in order if tensors[i] is not None] for tensors in (params, *lists)]
     with torch.no_grad():
         _operation.call(*columns, rate, *betas, eps, weight_decay, momentum, *factors)
 
 
-def _check_numbers(betas: tuple[float, float], eps: float, weight_decay: float, momentum: float) -> None:
+def check_numbers(
+    lr: float | Tensor, betas: tuple[float, float], eps: float, weight_decay: float, momentum: float
+) -> None:
+    """ValueError where a number is out of its range; a learning rate on a device is not read."""
+    if not isinstance(lr, Tensor) and not lr >= 0.0:
+        raise ValueError(f"lr is {lr}; expected a number >= 0")
     for beta in betas:
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"betas is {betas}; expected two numbers in [0, 1)")
@@ -106,13 +112,15 @@ def _check_tensors(params: list[Tensor], lists: list[list[Tensor]]) -> None:
         raise ValueError(f"the tensors are on {', '.join(sorted(map(str, devices)))}; expected one device")
 
 
-def _scalar(name: str, tensor: Tensor | None, device: torch.device) -> Tensor | None:
+def _scalar(
+    name: str, tensor: Tensor | None, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor | None:
     if tensor is None:
         return None
     if tensor.numel() != 1 or not tensor.is_floating_point() or tensor.device != device:
         found = f"{tensor.dtype} of {tensor.numel()} elements on {tensor.device}"
         raise ValueError(f"{name} is {found}; expected one floating-point element on {device}")
-    return tensor.detach().float().reshape(())
+    return tensor.detach().to(dtype).reshape(())
 
 
 def _fake(*args: object) -> None:

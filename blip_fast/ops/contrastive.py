@@ -14,6 +14,8 @@ from torch import Tensor
 from blip_fast.ops.registry import FLOATS, Operation
 from blip_fast.reference import contrastive as reference
 
+MAX_EMBED = 1024  # of the Triton kernel, which holds whole rows
+
 
 def contrastive_loss(
     image_feat: Tensor,
@@ -156,8 +158,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, grad_loss: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        raise RuntimeError("contrastive_loss has no second derivative; expected backward without create_graph=True")
     grad_image, grad_text, grad_temp = (grad_loss * gradient for gradient in ctx.saved_tensors)
     return grad_image.to(ctx.dtype), grad_text.to(ctx.dtype), None, None, None, None, grad_temp, *[None] * 4
+
+
+def _too_wide(image_feat: Tensor, *others: Tensor) -> str | None:
+    return f"it takes E <= {MAX_EMBED}, got {image_feat.shape[1]}" if image_feat.shape[1] > MAX_EMBED else None
 
 
 def _flops(image_feat: torch.Size, text_feat: torch.Size, image_feat_m: torch.Size, *rest: Any, **unused: Any) -> int:
@@ -174,6 +182,6 @@ _operation = Operation(
 )
 _operation.add_reference(reference.contrastive_loss_with_gradients)
 _operation.add_native("cpu", FLOATS)
-_operation.add_triton("contrastive:contrastive_loss", FLOATS)
+_operation.add_triton("contrastive:contrastive_loss", FLOATS, _too_wide)
 _operation.add_autograd(_backward, _setup_context)
 _operation.add_flops(_flops)

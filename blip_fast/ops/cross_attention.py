@@ -58,7 +58,8 @@ def cross_attention(
         scale: factor of the scores, positive; None: D ** -0.5.
         seed: 64-bit key of dropout, an int or an int64 tensor with one element; None: drawn from the device's generator.
         offset: an int or an int64 tensor with one element, of which the low 32 bits count: tells layers and steps apart.
-        groups: `group_rows(cu_seqlens, image_of_text, T, B)`, when several calls share a batch; None: made here.
+        groups: `group_rows(cu_seqlens, image_of_text, T, B)`, when several calls share a batch; None: made here. Their sizes
+            are checked, not what they say.
 
     Returns:
         (T, H, D), dtype of the query.
@@ -70,6 +71,7 @@ def cross_attention(
     _check_texts(query, cu_seqlens, image_of_text)
     if groups is None:
         groups = group_rows(cu_seqlens, image_of_text, query.shape[0], key.shape[0])
+    check_groups(groups, query, key)
     return _attend(query, key, value, groups, image_lengths, dropout_p, scale, seed, offset)
 
 
@@ -131,7 +133,7 @@ def _attend(
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     if not scale > 0:
         raise ValueError(f"scale is {scale}; expected a positive number")
-    lengths = None if image_lengths is None else image_lengths.to(torch.int32)
+    lengths = None if image_lengths is None else image_lengths.to(torch.int32).contiguous()
     rng = dropout_state(dropout_p, seed, offset, query.device)
     tile = tile_rows(query.shape[0], key.shape[0])
     return _operation.call(query, key, value, list(groups), lengths, *rng, float(dropout_p), scale, tile)[0]
@@ -171,6 +173,18 @@ def _check_texts(query: Tensor, cu_seqlens: Tensor, image_of_text: Tensor) -> No
     _check_integers("cu_seqlens", cu_seqlens, texts + 1, query.device)
 
 
+def check_groups(groups: RowGroups, query: Tensor, key: Tensor) -> None:
+    """ValueError where groups were made for another number of rows than (T, ...) or of images than (B, ...)."""
+    tokens, images = query.shape[0], key.shape[0]
+    for name, size in (("rows", tokens), ("text_of_row", tokens), ("bounds", images + 2)):
+        tensor = getattr(groups, name)
+        if tensor.shape != (size,) or tensor.dtype != torch.int32 or tensor.device != query.device:
+            raise ValueError(
+                f"groups.{name} is {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}; expected what group_rows "
+                f"makes of {tokens} rows and {images} images on {query.device}"
+            )
+
+
 def _check_integers(name: str, tensor: Tensor, size: int, device: torch.device) -> None:
     if tensor.shape != (size,) or tensor.dtype not in (torch.int32, torch.int64):
         raise ValueError(
@@ -196,6 +210,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Any, ...]:
+    if torch.is_grad_enabled():
+        raise RuntimeError("cross_attention has no second derivative; expected backward without create_graph=True")
     query, key, value, out, statistics, lengths, seed, offset, *groups = ctx.saved_tensors
     grad_query, grad_key_value = _backward_operation.call(
         grad_out.contiguous(),

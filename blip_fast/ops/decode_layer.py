@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blip_fast.ops.cross_attention import check_groups
 from blip_fast.ops.registry import Operation, autocast_enabled
 from blip_fast.reference.decode_layer import LayerParameters
 from blip_fast.reference.decode_layer import decode_layer as eager
@@ -55,6 +56,7 @@ def decode_layer(
         RuntimeError: slots, lengths or ancestry are outside of the cache (on a CPU).
     """
     _check(hidden, parameters, cache, ancestry, slots, lengths, key, value)
+    check_groups(groups, hidden, key)
     return _operation.call(
         hidden.contiguous(), list(parameters), cache, ancestry, slots, lengths, key, value, list(groups), eps
     )
@@ -97,6 +99,8 @@ def _check(
     for name, tensor in (("key", key), ("value", value)):
         if tensor.dim() != 4 or tensor.shape[2:] != cache.shape[3:] or tensor.shape != key.shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected (B, L, H, D), H and D as in the cache")
+        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+            raise ValueError(f"{name} has stride {tensor.stride(-1)} in its last dimension; expected 1")
     inner = parameters.up.shape[0]
     shapes = {"up": (inner, width), "up_bias": (inner,), "down": (width, inner)}
     for name, tensor in parameters._asdict().items():

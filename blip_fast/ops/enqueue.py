@@ -34,8 +34,11 @@ def _check(queue: Tensor, features: Tensor, pointer: Tensor) -> None:
         raise ValueError(f"queue has shape {tuple(queue.shape)}; expected a contiguous (E, Q) tensor with Q >= 1")
     if features.dim() != 2 or features.shape[1] != queue.shape[0]:
         raise ValueError(f"features has shape {tuple(features.shape)}; expected (N, {queue.shape[0]})")
-    if features.is_floating_point() != queue.is_floating_point():
-        raise ValueError(f"features is {features.dtype}; expected the kind of the queue, {queue.dtype}")
+    if not queue.is_floating_point() and queue.dtype != torch.int64:
+        raise ValueError(f"queue is {queue.dtype}; expected floating point or int64")
+    if features.dtype != torch.int64 if queue.dtype == torch.int64 else not features.is_floating_point():
+        expected = "int64" if queue.dtype == torch.int64 else "floating point"
+        raise ValueError(f"features is {features.dtype}; expected {expected}, as the queue is {queue.dtype}")
     if pointer.numel() != 1 or pointer.dtype != torch.int64:
         raise ValueError(f"pointer is {pointer.dtype} of {pointer.numel()} elements; expected one int64 element")
     if not queue.device == features.device == pointer.device:

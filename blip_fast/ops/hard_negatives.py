@@ -57,7 +57,7 @@ def mine_hard_negatives(
         ValueError: shapes, dtypes, devices, epsilon or row_offset do not fit.
     """
     _check(sim_i2t, sim_t2i, ids, epsilon, row_offset)
-    seed, offset = _on_device("seed", seed, sim_i2t.device), _on_device("offset", offset, sim_i2t.device)
+    seed, offset = word_on("seed", seed, sim_i2t.device), word_on("offset", offset, sim_i2t.device)
     with torch.no_grad():
         sims = sim_i2t.contiguous(), sim_t2i.contiguous()
         ids = None if ids is None else ids.contiguous()
@@ -80,15 +80,6 @@ def _check(sim_i2t: Tensor, sim_t2i: Tensor, ids: Tensor | None, epsilon: float,
         raise ValueError(f"epsilon is {epsilon}; expected a number in [0, 1]")
     if not 0 <= row_offset <= columns - rows:
         raise ValueError(f"row_offset is {row_offset} for {rows} rows; expected 0 to {columns} columns - {rows}")
-
-
-def _on_device(name: str, number: int | Tensor, device: torch.device) -> Tensor:
-    if not isinstance(number, Tensor):
-        return word_on(number, device)
-    if number.numel() != 1 or number.dtype != torch.int64 or number.device != device:
-        found = f"{number.dtype} of {number.numel()} elements on {number.device}"
-        raise ValueError(f"{name} is {found}; expected an int or one int64 element on {device}")
-    return number.reshape(1)
 
 
 def _fake(

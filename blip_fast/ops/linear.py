@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from blip_fast import native
 from blip_fast.ops.registry import Operation, autocast_enabled
 from blip_fast.reference.linear import backward as reference_backward
+from blip_fast.reference.linear import is_plain
 from blip_fast.reference.linear import linear as eager
 
 MANY_ROWS = 64  # from there on MKL at its full rate is faster, and twice as fast at 500 ...
@@ -48,6 +49,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias has shape {tuple(bias.shape)}; expected ({weight.shape[0]},)")
+    if not input.is_floating_point():
+        raise ValueError(f"input is {input.dtype}; expected floating point")
     if autocast_enabled(input.device):
         return eager(input, weight, bias, gelu)
     parts = [part for part in (input, weight, bias) if part is not None]
@@ -57,7 +60,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool
     recorded = torch.is_grad_enabled() and any(part.requires_grad for part in parts)
     if _torch_is_faster(input, weight, recorded):
         return eager(input, weight, bias, gelu)
-    flat, fused = input.reshape(-1, input.shape[-1]).contiguous(), gelu and not recorded
+    flat = input.reshape(input.shape[:-1].numel(), input.shape[-1]).contiguous()
+    fused, bias = gelu and not recorded, None if bias is None else bias.contiguous()
     rows = _operation.call(flat, weight.contiguous(), bias, fused).view(*input.shape[:-1], weight.shape[0])
     return F.gelu(rows) if gelu and not fused else rows
 
@@ -75,8 +79,8 @@ def _torch_is_faster(input: Tensor, weight: Tensor, recorded: bool) -> bool:
 
 
 def linear_layer(module: nn.Module, input: Tensor, gelu: bool = False) -> Tensor:
-    """``module(input)``, then GELU if asked, by :func:`linear`; a quantised layer, no ``nn.Linear``, computes as it does."""
-    if type(module) is nn.Linear:
+    """``module(input)``, then GELU if asked, by :func:`linear`; a layer that is not plain computes as it does."""
+    if isinstance(module, nn.Linear) and is_plain(module):
         return linear(input, module.weight, module.bias, gelu)
     product = module(input)
     return F.gelu(product) if gelu else product
@@ -89,10 +93,14 @@ def linear_layers(like: Tensor) -> Callable[[nn.Module, Tensor, bool], Tensor]:
     kernel = _operation.resolve(like)
 
     def apply(module: nn.Module, input: Tensor, gelu: bool = False) -> Tensor:
-        if type(module) is not nn.Linear:
+        if (
+            not (isinstance(module, nn.Linear) and is_plain(module))
+            or not module.weight.dtype == input.dtype == like.dtype
+        ):
             return linear_layer(module, input, gelu)
         chosen = eager if _torch_is_faster(input, module.weight, recorded=False) else kernel
-        return chosen(input.contiguous(), module.weight.contiguous(), module.bias, gelu)
+        bias = None if module.bias is None else module.bias.contiguous()
+        return chosen(input.contiguous(), module.weight.contiguous(), bias, gelu)
 
     return apply
 

@@ -66,7 +66,7 @@ def packed_self_attention(
         raise ValueError(f"scale is {scale}; expected a positive number")
     rng = dropout_state(dropout_p, seed, offset, query.device)
     options = (max_length, causal, float(dropout_p), scale)
-    return _operation.call(query, key, value, cu_seqlens.to(torch.int32), *rng, *options)[0]
+    return _operation.call(query, key, value, cu_seqlens.to(torch.int32).contiguous(), *rng, *options)[0]
 
 
 def _check(
@@ -119,6 +119,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Any, ...]:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "packed_self_attention has no second derivative; expected backward without create_graph=True"
+        )
     query, key, value, cu_seqlens, seed, offset, out, statistics = ctx.saved_tensors
     gradient = _backward_operation.call(
         grad_out.contiguous(),

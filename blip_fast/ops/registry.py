@@ -30,10 +30,11 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-    """One implementation: what it computes with, and the dtypes that it takes (None: all)."""
+    """One implementation: what it computes with, the dtypes that it takes (None: all), and why it refuses other inputs."""
 
     load: Callable[[], Callable[..., Any]]
     dtypes: tuple[torch.dtype, ...] | None = None
+    refuses: Callable[..., str | None] = lambda *tensors: None
 
 
 class Operation:
@@ -47,6 +48,10 @@ class Operation:
         LIBRARY.impl(self.name, self._run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"blip_fast::{self.name}", fake, lib=LIBRARY)
         self.call = getattr(torch.ops.blip_fast, self.name).default
+        arguments = enumerate(self.call._schema.arguments)
+        self.written = [
+            i for i, argument in arguments if argument.alias_info is not None and argument.alias_info.is_write
+        ]
         OPERATIONS[self.name] = self
 
     def add_reference(self, function: Callable[..., Any]) -> None:
@@ -57,11 +62,16 @@ class Operation:
         """C++ (``cpu``) or CUDA (``cuda``): ``torch.ops.blip_fast_native.<operation>`` from the compiled library."""
         self.backends[name] = Backend(lambda: getattr(torch.ops.blip_fast_native, self.name).default, dtypes)
 
-    def add_triton(self, target: str, dtypes: tuple[torch.dtype, ...] | None = FLOATS) -> None:
+    def add_triton(
+        self,
+        target: str,
+        dtypes: tuple[torch.dtype, ...] | None = FLOATS,
+        refuses: Callable[..., str | None] = lambda *tensors: None,
+    ) -> None:
         """Triton: ``module:function`` under ``blip_fast.kernels``, imported at the first call."""
         module, function = target.split(":")
         self.backends["triton"] = Backend(
-            lambda: getattr(importlib.import_module(f"blip_fast.kernels.{module}"), function), dtypes
+            lambda: getattr(importlib.import_module(f"blip_fast.kernels.{module}"), function), dtypes, refuses
         )
 
     def add_autograd(self, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
@@ -97,8 +107,8 @@ class Operation:
         return _triton_unavailable() if backend == "triton" else self._native_unavailable(backend)
 
     def forced(self) -> str | None:
-        """The backend that is forced for this operation, by `backend` or the environment."""
-        return _forced.get(self.name) or _forced.get("*")
+        """The backend that `backend` or the environment forces for this operation, or for the one whose gradient it is."""
+        return _forced.get(self.name) or _forced.get(self.name.removesuffix("_backward")) or _forced.get("*")
 
     def select(self, tensors: list[torch.Tensor]) -> str:
         """Name of the backend for these inputs: the forced one, or else the fastest that takes them.
@@ -129,7 +139,7 @@ class Operation:
                 return f"it needs {' or '.join(served)} tensors, got one on '{device}'"
             if dtypes and dtype.is_floating_point and dtype not in dtypes:
                 return f"it takes {', '.join(str(d) for d in dtypes)}, got {dtype}"
-        return None
+        return self.backends[backend].refuses(*tensors)
 
     def _native_unavailable(self, backend: str) -> str | None:
         if reason := native.load_error():
@@ -141,7 +151,10 @@ class Operation:
         return None
 
     def _run(self, *args: Any) -> Any:
-        return self.backends[self.select(_tensors(args))].load()(*args)
+        result = self.backends[self.select(_tensors(args))].load()(*args)
+        for i in self.written:  # kernels write behind autograd's back
+            torch.autograd.graph.increment_version(args[i])
+        return result
 
 
 @functools.cache
@@ -200,13 +213,26 @@ def _from_environment(value: str) -> dict[str, str]:
     return forced
 
 
+def check_environment() -> None:
+    """ValueError where ``BLIP_FAST_BACKEND`` names an operation that there is not; for when all are registered."""
+    for operation in _forced.keys() - {"*"}:
+        _check_operation(operation)
+
+
+def _check_operation(name: str) -> None:
+    if name not in OPERATIONS:
+        raise ValueError(f"operation '{name}' is unknown; expected one of {', '.join(sorted(OPERATIONS))}")
+
+
 # Process-wide, like torch's own backend switches: backward passes run in threads of their own and must see it.
 _forced: dict[str, str] = _from_environment(os.environ.get("BLIP_FAST_BACKEND", ""))
 
 
 @contextlib.contextmanager
 def backend(name: str, *, op: str | None = None) -> Iterator[None]:
-    """Force one backend inside a ``with`` block, for all operations or only for ``op``.
+    """Force one backend inside a ``with`` block, for all operations or only for ``op`` and its gradient.
+
+    For the whole process: blocks in two threads must not overlap.
 
     Args:
         name: ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
@@ -215,8 +241,8 @@ def backend(name: str, *, op: str | None = None) -> Iterator[None]:
     Raises:
         ValueError: the backend or the operation is unknown.
     """
-    if op is not None and op not in OPERATIONS:
-        raise ValueError(f"operation '{op}' is unknown; expected one of {', '.join(sorted(OPERATIONS))}")
+    if op is not None:
+        _check_operation(op)
     key = op or "*"
     before = dict(_forced)
     if op is None:

@@ -28,7 +28,7 @@ def adamw_momentum_step_(
 ) -> None:
     """One step of every parameter and of its momentum copy, if it has one; see `blip_fast.ops.adamw_momentum_step_`."""
     for *tensors, copy in zip(params, grads, exp_avgs, exp_avg_sqs, steps, params_m, strict=True):
-        rate = torch.as_tensor(lr, dtype=torch.float32, device=tensors[0].device)
+        rate = torch.as_tensor(lr, dtype=params[0].dtype, device=params[0].device)
         lists = ([tensor] for tensor in tensors)
         copies = [] if copy is None else [copy]
         step_(*lists, copies, rate, *betas, eps, weight_decay, momentum, grad_factor, found_inf)

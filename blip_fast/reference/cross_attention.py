@@ -81,13 +81,16 @@ class _Attention:
         dropout_p: float,
         scale: float,
     ) -> None:
-        self.scores = torch.einsum("snhd,slhd->shnl", texts.unpack(query), key[texts.image]) * scale
+        self.image = texts.image
+        self.masked: Tensor | None = None
         if image_lengths is not None:
-            masked = torch.arange(key.shape[1], device=key.device) >= image_lengths[texts.image][:, None]
-            self.scores = self.scores.masked_fill(masked[:, None, None], -torch.inf)
+            self.masked = torch.arange(key.shape[1], device=key.device) >= image_lengths[texts.image][:, None]
+        self.scores = torch.einsum("snhd,slhd->shnl", texts.unpack(query), self.seen(key)) * scale
+        if self.masked is not None:
+            self.scores = self.scores.masked_fill(self.masked[:, None, None], -torch.inf)
         self.probability = torch.softmax(self.scores, dim=-1)
-        if image_lengths is not None:
-            self.probability = self.probability.masked_fill(masked[:, None, None], 0.0)
+        if self.masked is not None:
+            self.probability = self.probability.masked_fill(self.masked[:, None, None], 0.0)
         self.factor: Tensor | float = 1.0
         if dropout_p > 0:
             heads = torch.arange(key.shape[2], device=key.device)[:, None]
@@ -96,6 +99,11 @@ class _Attention:
             position = texts.position.expand_as(text_head)
             keep = keep_mask(seed, offset, dropout_p, text_head, position, key.shape[1])
             self.factor = keep.to(key.dtype) / (1.0 - dropout_p)
+
+    def seen(self, states: Tensor) -> Tensor:
+        """Keys or values (B, L, H, D) of each text's image, (S, L, H, D); those past its length are not read."""
+        gathered = states[self.image]
+        return gathered if self.masked is None else gathered.masked_fill(self.masked[..., None, None], 0.0)
 
 
 def cross_attention(
@@ -169,7 +177,7 @@ def forward(
     maximum = scores.amax(-1, keepdim=True)
     maximum = maximum.where(maximum > -torch.inf, 0.0)
     total = (scores - maximum).exp().sum(-1, keepdim=True)
-    out = torch.einsum("shnl,slhd->snhd", attention.probability * attention.factor, value[texts.image])
+    out = torch.einsum("shnl,slhd->snhd", attention.probability * attention.factor, attention.seen(value))
     return texts.pack(out), texts.pack(torch.cat([maximum * LOG2E, total], dim=-1))
 
 
@@ -196,10 +204,10 @@ def backward(
         return query.new_zeros(query.shape), grad_key_value
     attention = _Attention(query, key, texts, image_lengths, seed, offset, dropout_p, scale)
     grad_out_padded = texts.unpack(grad_out)
-    grad_p = torch.einsum("snhd,slhd->shnl", grad_out_padded, value[texts.image]) * attention.factor
+    grad_p = torch.einsum("snhd,slhd->shnl", grad_out_padded, attention.seen(value)) * attention.factor
     delta = (grad_out_padded * texts.unpack(out)).sum(-1).transpose(1, 2)[..., None]
     grad_scores = attention.probability * (grad_p - delta) * scale
-    grad_query = texts.pack(torch.einsum("shnl,slhd->snhd", grad_scores, key[texts.image]))
+    grad_query = texts.pack(torch.einsum("shnl,slhd->snhd", grad_scores, attention.seen(key)))
     grad_key = torch.einsum("shnl,snhd->slhd", grad_scores, texts.unpack(query))
     grad_value = torch.einsum("shnl,snhd->slhd", attention.probability * attention.factor, grad_out_padded)
     per_text = torch.stack([grad_key, grad_value], dim=2)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blip_fast.reference.cross_attention import forward as attend
+from blip_fast.reference.linear import is_plain
 from blip_fast.reference.text import TextLayer
 
 
@@ -41,15 +42,14 @@ class LayerParameters(NamedTuple):
 
     @classmethod
     def of(cls, layer: TextLayer) -> LayerParameters | None:
-        """Those of a layer; None where some are no plain weights, as in int8."""
+        """Those of a layer; None where some are no plain weights, as in int8, or have hooks."""
         own, image = layer.attention, layer.crossattention
         parts: list[nn.Module] = [own.self.query, own.self.key, own.self.value, own.output.dense, own.output.LayerNorm]
         parts += [image.self.query, image.output.dense, image.output.LayerNorm]
         parts += [layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm]
-        plain = [part for part in parts if type(part) in (nn.Linear, nn.LayerNorm)]
-        if len(plain) < len(parts):
+        if not all(map(is_plain, parts)):
             return None
-        return cls(*(tensor.contiguous() for part in plain for tensor in (part.weight, part.bias)))
+        return cls(*(tensor.contiguous() for part in parts for tensor in (part.weight, part.bias)))
 
 
 def decode_layer(

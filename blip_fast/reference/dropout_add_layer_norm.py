@@ -39,7 +39,8 @@ def dropout_add_layer_norm(
     if seed is None:
         branch = F.dropout(x, dropout_p) if dropout_p else x
     else:
-        branch = x * _factors(x, dropout_p, word_on(seed, x.device), word_on(offset, x.device), x.dtype)
+        words = word_on("seed", seed, x.device), word_on("offset", offset, x.device)
+        branch = x * _factors(x, dropout_p, *words, x.dtype)
     total = (residual + branch).to(residual.dtype)
     out = F.layer_norm(total, weight.shape, weight.to(total.dtype), bias.to(total.dtype), eps)
     return (out.to(x.dtype), total) if prenorm else out

@@ -77,8 +77,8 @@ def mine_hard_negatives(
     row_offset: int = 0,
 ) -> Negatives:
     """Draw from ``hard_negative_weights`` by Philox, not by torch's generator; see `blip_fast.ops.mine_hard_negatives`."""
-    seed, offset = (word_on(number, sim_i2t.device) for number in (seed, offset))
-    return draw(sim_i2t, sim_t2i, ids, epsilon, seed, offset, row_offset)
+    words = (word_on(name, number, sim_i2t.device) for name, number in (("seed", seed), ("offset", offset)))
+    return draw(sim_i2t, sim_t2i, ids, epsilon, *words, row_offset)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
@@ -19,3 +19,9 @@ def backward(
     grad_input = grad_output @ weight if need_input else input.new_empty(0)
     grad_weight = grad_output.t() @ input if need_weight else weight.new_empty(0)
     return grad_input, grad_weight, grad_output.sum(0) if need_bias else weight.new_empty(0)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether calling this layer is multiplying by its weight: no quantised or other subclass, and no hooks."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return type(module) in (nn.Linear, nn.LayerNorm) and not any(hooks)

@@ -58,12 +58,15 @@ def dropout_state(
     """Seed and offset of dropout as tensors on the device, (None, None) without dropout; a seed of None is drawn."""
     if dropout_p == 0:
         return None, None
-    drawn = torch.randint(2**63 - 1, (1,), device=device) if seed is None else word_on(seed, device)
-    return drawn, word_on(offset, device)
+    drawn = torch.randint(2**63 - 1, (1,), device=device) if seed is None else word_on("seed", seed, device)
+    return drawn, word_on("offset", offset, device)
 
 
-def word_on(number: Tensor | int, device: torch.device) -> Tensor:
-    """An int64 tensor of one element; an int is taken modulo 2**64, a tensor as it is."""
-    if isinstance(number, Tensor):
-        return number
-    return torch.full((1,), (int(number) + 2**63) % 2**64 - 2**63, dtype=torch.int64, device=device)
+def word_on(name: str, number: Tensor | int, device: torch.device) -> Tensor:
+    """(1,) int64 on the device: an int modulo 2**64, or such a tensor. ValueError, with the argument's name, for others."""
+    if not isinstance(number, Tensor):
+        return torch.full((1,), (int(number) + 2**63) % 2**64 - 2**63, dtype=torch.int64, device=device)
+    if number.numel() != 1 or number.dtype != torch.int64 or number.device != device:
+        found = f"{number.dtype} of {number.numel()} elements on {number.device}"
+        raise ValueError(f"{name} is {found}; expected an int or one int64 element on {device}")
+    return number.reshape(1)

@@ -43,8 +43,8 @@ def group_rows(
     """
     device, texts = cu_seqlens.device, image_of_text.shape[0]
     row = torch.arange(tokens, device=device, dtype=torch.int32)
-    cu_seqlens, image_of_text = cu_seqlens.to(torch.int32), image_of_text.to(torch.int32)
-    text_of_row = torch.searchsorted(cu_seqlens[1:].contiguous(), row, right=True, out_int32=True)
+    cu_seqlens, image_of_text = (tensor.to(torch.int32).contiguous() for tensor in (cu_seqlens, image_of_text))
+    text_of_row = torch.searchsorted(cu_seqlens[1:], row, right=True, out_int32=True)
     if keep is not None:
         text_of_row = text_of_row.masked_fill(~keep, texts)
     outside = (image_of_text < 0) | (image_of_text >= images)

@@ -12,8 +12,9 @@ namespace blip_fast {
 constexpr float kLog2E = 1.44269504f;
 constexpr float kLn2 = 0.693147181f;
 
-// x = n + f with |f| <= 1/2; 2^f by a minimax polynomial of degree 6; 2^n by its exponent bits. Up to -127 the result
-// is 0, from 128 on it is infinite; NaN stays NaN. Float and Bits are float and uint32_t, or GCC vectors of them.
+// x = n + f with |f| <= 1/2; 2^f by a minimax polynomial of degree 6; 2^n by its exponent bits. Below -126.5
+// the result is 0, from 127.5 on it is infinite; NaN stays NaN. Float and Bits are float and uint32_t, or GCC vectors
+// of them.
 template <class Float, class Bits>
 BLIP_FAST_HOST_DEVICE Float exp2_of(Float x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, held in the low bits
@@ -34,9 +35,6 @@ BLIP_FAST_HOST_DEVICE Float exp2_of(Float x) {
   memcpy(&power, &bits, sizeof power);
   return p * power;
 }
-
-BLIP_FAST_HOST_DEVICE float exp2_fast(float x) { return exp2_of<float, uint32_t>(x); }
-BLIP_FAST_HOST_DEVICE float exp_fast(float x) { return exp2_fast(x * kLog2E); }
 
 // Error at most 1 unit in the last place; NaN stays NaN, results below 2^-125 are 0.
 BLIP_FAST_HOST_DEVICE float exp_fp32(float x) {

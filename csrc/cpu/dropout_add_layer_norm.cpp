@@ -295,7 +295,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_backward(
   const int64_t width = weight.numel(), rows = mean.numel();
   const HiddenDropout dropout(dropout_p, scalar(seed), scalar(offset));
   const std::vector<float> weights = to_floats(weight);
-  const bool separate = dropout.active() || x_dtype != sum.scalar_type();
+  const bool separate = seed.has_value() || x_dtype != sum.scalar_type();
   Tensor grad_residual = torch::stable::empty_like(sum);
   Tensor grad_x =
       separate ? torch::stable::new_empty(sum, sum.sizes(), x_dtype) : torch::stable::new_empty(sum, {0}, x_dtype);

@@ -2,8 +2,10 @@
 #include "gemm_bf16.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cstring>
 #include <initializer_list>
+#include <string>
 
 #include "amx_tiles.h"
 #include "gemm_bf16_dots.h"
@@ -25,11 +27,20 @@ BLIP_FAST_INLINE uint32_t bf16_bits(float x) {
   return rounded.x;
 }
 
-// ONEDNN_MAX_CPU_ISA keeps torch's own products from instructions: whether its limit names one of these or none.
+// The limit that keeps torch's own products from instructions, as oneDNN reads it: either name, upper or lower case.
+std::string onednn_limit() {
+  const char* limit = std::getenv("ONEDNN_MAX_CPU_ISA");
+  if (limit == nullptr || *limit == '\0') limit = std::getenv("DNNL_MAX_CPU_ISA");
+  std::string upper = limit == nullptr ? "" : limit;
+  std::transform(upper.begin(), upper.end(), upper.begin(), [](unsigned char c) { return std::toupper(c); });
+  return upper;
+}
+
+// Whether the limit names one of these or none.
 bool onednn_may_use(std::initializer_list<const char*> names) {
-  const char* const limit = std::getenv("ONEDNN_MAX_CPU_ISA");
-  if (limit == nullptr || *limit == '\0' || strcmp(limit, "ALL") == 0 || strcmp(limit, "DEFAULT") == 0) return true;
-  return std::any_of(names.begin(), names.end(), [&](const char* name) { return strstr(limit, name) != nullptr; });
+  const std::string limit = onednn_limit();
+  if (limit.empty() || limit == "ALL" || limit == "DEFAULT") return true;
+  return std::any_of(names.begin(), names.end(), [&](const char* name) { return limit.find(name) != limit.npos; });
 }
 
 // Two rows of B side by side; `second` may be null, for a row of zeros.

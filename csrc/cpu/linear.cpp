@@ -149,7 +149,8 @@ BLIP_FAST_INLINE void stream_weight(const Layer& p, const Tile& tile) {
 template <class Isa>
 BLIP_FAST_INLINE void stream_input(const Layer& p, const Tile& tile) {
   constexpr int R = kRows<Isa>;
-  const int64_t cached = std::max<int64_t>(kCachedBytes / sizeof(float) / p.depth / kTogether, 1) * kTogether;
+  const int64_t cached =
+      std::max<int64_t>(kCachedBytes / sizeof(float) / std::max<int64_t>(p.depth, 1) / kTogether, 1) * kTogether;
   for (int64_t first = tile.column; first < tile.last; first += cached) {
     const int64_t last = std::min(first + cached, tile.last);
     for (int64_t row = tile.row; row < tile.end; row += R) {

@@ -17,7 +17,10 @@ template <Held>
 Thirds* scratch(int64_t count) {
   static thread_local Buffer<Thirds> held;
   static thread_local int64_t size = 0;
-  if (size < count) held = buffer<Thirds>(size = count);
+  if (size < count) {
+    held = buffer<Thirds>(count);
+    size = count;
+  }
   return held.get();
 }
 
@@ -65,7 +68,7 @@ class Matmul {
     const int64_t held = std::max<int64_t>(kHeldBytes / (kPanelColumns * depth * sizeof(Thirds)), 1);
     const int64_t threads = torch::stable::get_num_threads();
     const int64_t across = std::min(ceil_div(ceil_div(panels, held), threads) * threads, panels);
-    const int64_t down = std::clamp<int64_t>(threads / across, 1, left.groups());
+    const int64_t down = std::clamp<int64_t>(threads / std::max<int64_t>(across, 1), 1, left.groups());
     parallel(across * down, [&](int64_t task) {
       const int64_t i = task / down, j = task % down;
       multiply_area(left, left.groups() * j / down, left.groups() * (j + 1) / down, panels * i / across,

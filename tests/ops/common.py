@@ -36,7 +36,7 @@ def dtypes_of(backend: str) -> list[torch.dtype]:
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Fill fresh `torch.empty` memory with NaN, so that an element which is never written shows."""
+    """Fill fresh `torch.empty` memory with NaN, in Python and in C++, so that an element which is never written shows."""
     empty, empty_like = torch.empty, torch.empty_like
 
     def poison(tensor: torch.Tensor) -> torch.Tensor:
@@ -45,8 +45,20 @@ def poisoned_memory() -> Iterator[None]:
     with (
         mock.patch.object(torch, "empty", lambda *a, **k: poison(empty(*a, **k))),
         mock.patch.object(torch, "empty_like", lambda *a, **k: poison(empty_like(*a, **k))),
+        deterministic_algorithms(),
     ):
         yield
+
+
+@contextmanager
+def deterministic_algorithms() -> Iterator[None]:
+    """Torch then fills what its `empty` functions give, from C++ too (`torch.utils.deterministic`)."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 class NoSynchronisation(TorchDispatchMode):

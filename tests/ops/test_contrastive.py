@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import blip_fast
 from blip_fast.ops import contrastive_loss
+from blip_fast.ops.contrastive import _operation
 from blip_fast.reference.contrastive import contrastive_loss as published
 from tests import golden
 from tests.ops.common import backends_of, device_of, dtypes_of, poisoned_memory
@@ -119,7 +120,7 @@ def compare(backend, case, alpha):
     return run(backend, arguments, **options), eager, truth
 
 
-@pytest.mark.skipif("cpu" not in blip_fast.ops.registry.OPERATIONS["contrastive_loss"].backends, reason="no library")
+@pytest.mark.skipif(_operation.unavailable("cpu") is not None, reason="the native library is not built")
 @pytest.mark.parametrize("batch", [16, 75])
 def test_published_size(batch):
     arguments = Inputs(batch, 57_600, 256, queue_dtype=torch.float32).make()
@@ -344,3 +345,19 @@ def test_refuses(broken, message):
     contrastive_loss(**arguments)
     with pytest.raises(ValueError, match=message):
         contrastive_loss(**broken(arguments))
+
+
+def test_no_second_derivative():
+    arguments = Inputs(2, 5, 8).make()
+    feature = arguments["image_feat"].requires_grad_()
+    with pytest.raises(RuntimeError, match="contrastive_loss has no second derivative"):
+        torch.autograd.grad(contrastive_loss(**arguments, alpha=0.4)[0], feature, create_graph=True)
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(_operation.unavailable("triton") is not None, reason="Triton cannot run here")
+def test_features_too_wide_for_triton_go_elsewhere():
+    tensors = [tensor.to(device_of("triton")) for tensor in Inputs(2, 5, 1025).make().values()]
+    with blip_fast.backend("triton"), pytest.raises(RuntimeError, match="it takes E <= 1024, got 1025"):
+        _operation.select(tensors)
+    assert _operation.select(tensors) != "triton"

@@ -181,10 +181,39 @@ def test_masked_keys_and_values_are_not_read(backend):
     dirty = shape.inputs(torch.float32, device_of(backend))
     for image, length in enumerate(shape.image_lengths):
         for name in ("key", "value"):
-            dirty[name][image, length:] = float("nan") if backend != "reference" else 1e3
+            dirty[name][image, length:] = float("nan")
     with blip_fast.backend(backend):
         for a, b in zip(gradients(cross_attention, dirty), gradients(cross_attention, clean), strict=True):
             torch.testing.assert_close(a, b)
+
+
+@BACKENDS
+@pytest.mark.parametrize("lengths", [None, (64, 7)])
+def test_a_part_of_the_keys_may_be_empty_and_scores_low(backend, lengths):
+    """Where keys are split among programs: 520 keys are no whole number of parts."""
+    inputs = Shape((1, 2), (0, 1), images=2, keys=520, image_lengths=lengths).inputs(torch.float32, device_of(backend))
+    inputs["query"], inputs["key"] = -20 * torch.ones_like(inputs["query"]), inputs["key"].abs() + 5
+    with blip_fast.backend(backend):
+        got = cross_attention(**inputs)
+    doubles = {n: t.double() if n in ("query", "key", "value") else t for n, t in inputs.items() if t is not None}
+    with blip_fast.backend("reference"):
+        torch.testing.assert_close(got, cross_attention(**doubles).float(), rtol=1e-3, atol=1e-3)
+
+
+@BACKENDS
+def test_strided_integers(backend):
+    inputs = SHAPES["image lengths, one of them 0"].inputs(torch.float32, device_of(backend))
+    integers = ("cu_seqlens", "image_of_text", "image_lengths")
+    strided = {name: torch.stack([inputs[name].int()] * 2, dim=1)[:, 0] for name in integers}
+    with blip_fast.backend(backend):
+        assert torch.equal(cross_attention(**inputs | strided, **DROPOUT), cross_attention(**inputs, **DROPOUT))
+
+
+def test_no_second_derivative():
+    inputs = SMALL.inputs(torch.float32)
+    query = inputs.pop("query").requires_grad_()
+    with pytest.raises(RuntimeError, match="cross_attention has no second derivative"):
+        torch.autograd.grad(cross_attention(query, **inputs).sum(), query, create_graph=True)
 
 
 @BACKENDS
@@ -344,6 +373,11 @@ def refused(**changes):
     return SMALL.inputs(torch.float32) | changes
 
 
+def groups_of(tokens, images):
+    inputs = SMALL.inputs()
+    return group_rows(inputs["cu_seqlens"], inputs["image_of_text"], tokens, images)
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
@@ -370,6 +404,14 @@ def refused(**changes):
         (refused(image_lengths=torch.zeros(2, dtype=torch.int32)), r"image_lengths .* of shape \(3,\)"),
         (refused(dropout_p=1.0), r"dropout_p is 1.0; expected a number in \[0, 1\)"),
         (refused(scale=0.0), "scale is 0.0; expected a positive number"),
+        (refused(dropout_p=0.1, seed=torch.tensor(1.0)), "seed is torch.float32 of 1 elements on cpu; expected an int"),
+        (refused(dropout_p=0.1, seed=torch.tensor([], dtype=torch.int64)), "seed is torch.int64 of 0 elements on cpu"),
+        (refused(dropout_p=0.1, offset=torch.tensor(1).int()), "offset is torch.int32 of 1 elements on cpu; expected"),
+        (
+            refused(groups=groups_of(21, 3)),
+            r"groups.rows is torch.int32 of shape \(21,\) on cpu; expected what group_rows",
+        ),
+        (refused(groups=groups_of(22, 4)), r"groups.bounds is torch.int32 of shape \(6,\)"),
     ],
 )
 def test_refuses(inputs, message):

@@ -200,6 +200,14 @@ def test_without_gradients_the_sum_is_not_kept():
         assert torch.equal(dropout_add_layer_norm(*tensors, 1e-6), ours(1e-6, 0.0, False)(*tensors))
 
 
+@BACKENDS
+def test_a_probability_that_drops_nothing(backend):
+    tensors = [tensor.to(device_of(backend)) for tensor in make((4, 6))]
+    with blip_fast.backend(backend):
+        for a, b in zip(run(ours(1e-6, 1e-8, False), tensors), run(ours(1e-6, 0.0, False), tensors), strict=True):
+            torch.testing.assert_close(a, b)
+
+
 def test_no_second_derivative():
     tensors = make((4, 6))
     with pytest.raises(RuntimeError, match="no second derivative"):
@@ -218,6 +226,10 @@ X, WEIGHT = torch.ones(3, 4), torch.ones(4)
         ((X, X, WEIGHT[:3], WEIGHT, 1e-6), r"weight is torch.float32 of shape \(3,\); expected \(4,\)"),
         ((X, X, WEIGHT, WEIGHT.half(), 1e-6), r"bias is torch.float16 of shape \(4,\); expected \(4,\), of one dtype"),
         ((X, X.to("meta"), WEIGHT, WEIGHT, 1e-6), "residual is on meta; expected cpu"),
+        (
+            (X, X, WEIGHT, WEIGHT, 1e-6, 0.1, torch.tensor(5.0)),
+            "seed is torch.float32 of 1 elements on cpu; expected an int",
+        ),
         ((X, X, WEIGHT, WEIGHT, 1e-6, 1.0), r"dropout_p is 1.0; expected a number in \[0, 1\)"),
     ],
 )

@@ -85,7 +85,19 @@ def test_compiles_without_a_graph_break():
     [
         (torch.zeros(4, 0), torch.ones(2, 4), torch.tensor([0]), "queue has shape"),
         (torch.zeros(4, 6), torch.ones(2, 5), torch.tensor([0]), r"expected \(N, 4\)"),
-        (torch.zeros(4, 6), torch.ones(2, 4).long(), torch.tensor([0]), "expected the kind of the queue"),
+        (
+            torch.zeros(4, 6),
+            torch.ones(2, 4).long(),
+            torch.tensor([0]),
+            "features is torch.int64; expected floating point",
+        ),
+        (
+            torch.zeros(4, 6).long(),
+            torch.ones(2, 4).int(),
+            torch.tensor([0]),
+            "features is torch.int32; expected int64",
+        ),
+        (torch.zeros(4, 6).int(), torch.ones(2, 4).int(), torch.tensor([0]), "queue is torch.int32; expected floating"),
         (torch.zeros(4, 6), torch.ones(2, 4), torch.tensor([0.0]), "expected one int64 element"),
         (torch.zeros(4, 6), torch.ones(2, 4, device="meta"), torch.tensor([0]), "expected one device"),
     ],

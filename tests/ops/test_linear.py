@@ -274,7 +274,52 @@ def test_refused():
     x, weight, bias = layer(7, 16, 10)
     with pytest.raises(ValueError, match=r"input has shape \(7, 16\) and weight \(16, 10\)"):
         linear(x, weight.t())
+    with pytest.raises(ValueError, match=r"input is torch\.int64; expected floating point"):
+        linear(torch.ones(2, 3).long(), torch.ones(4, 3).long())
     with pytest.raises(ValueError, match=r"bias has shape \(9,\); expected \(10,\)"):
         linear(x, weight, bias[:9])
     with pytest.raises(ValueError, match=r"weight is torch\.float64; expected torch\.float32"):
         linear(x, weight.double())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rows", [1, 19, 70])
+def test_no_depth(backend, rows):
+    x, weight, bias = torch.ones(rows, 0), torch.ones(5, 0), torch.arange(5.0)
+    with blip_fast.backend(backend):
+        for out in (linear(x, weight, bias), linear_layers(x)(with_parameters(weight, bias), x, False)):
+            assert torch.equal(out, F.linear(x, weight, bias))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bias", [torch.arange(20.0)[::2], torch.ones(1).expand(10)], ids=["strided", "expanded"])
+def test_bias_of_any_layout(backend, bias):
+    x, weight, _ = layer(7, 16, 10)
+    expected = F.linear(x, weight, bias)
+    with blip_fast.backend(backend):
+        torch.testing.assert_close(linear(x, weight, bias), expected)
+        torch.testing.assert_close(linear_layers(x)(with_parameters(weight, bias), x, False), expected)
+
+
+def with_parameters(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
+    module = nn.Linear(1, 1).requires_grad_(False)
+    module.weight.data, module.bias.data = weight, bias
+    return module
+
+
+def test_layers_of_another_dtype_are_refused():
+    module = nn.Linear(16, 8).bfloat16()
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match=r"weight is torch\.bfloat16; expected torch\.float32 as input"),
+    ):
+        linear_layers(torch.ones(1))(module, torch.ones(3, 16), False)
+
+
+def test_hooks_are_called():
+    x, (weight, bias) = torch.ones(3, 16), layer(1, 16, 10)[1:]
+    module, seen = with_parameters(weight, bias), []
+    module.register_forward_hook(lambda *call: seen.append(call[0]))
+    for run in (linear_layer, linear_layers(x)):
+        assert torch.equal(run(module, x, True), F.gelu(F.linear(x, weight, bias)))
+    assert seen == [module, module]

@@ -165,6 +165,20 @@ def test_repeats_bit_for_bit(backend):
 
 
 @BACKENDS
+def test_strided_lengths(backend):
+    together, cu_seqlens, *rest = SMALL.inputs(torch.float32, device_of(backend))
+    strided = torch.stack([cu_seqlens.int()] * 2, dim=1)[:, 0]
+    with blip_fast.backend(backend):
+        assert torch.equal(fused(together, strided, *rest), fused(together, cu_seqlens, *rest))
+
+
+def test_no_second_derivative():
+    together, *rest = SMALL.inputs(torch.float32)
+    with pytest.raises(RuntimeError, match="packed_self_attention has no second derivative"):
+        torch.autograd.grad(fused(together.requires_grad_(), *rest).sum(), together, create_graph=True)
+
+
+@BACKENDS
 def test_unused_rows_are_neither_read_nor_left_unwritten(backend):
     together, *rest = SMALL.inputs(torch.float32, device_of(backend))
     longer = torch.cat([together, torch.full_like(together, float("nan"))])

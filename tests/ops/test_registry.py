@@ -42,10 +42,21 @@ def test_context_manager_nests_and_restores():
 
 
 def test_one_operation_only():
+    tensors = [torch.ones(1)]
+    before = OPERATION.select(tensors)
     with blip_fast.backend("reference", op="enqueue_"):
-        assert registry.OPERATIONS["enqueue_"].select([torch.ones(1)]) == "reference"
-        assert OPERATION.select([torch.ones(1)]) == registry.OPERATIONS["momentum_update_"].select([torch.ones(1)])
-        assert registry._forced == {**registry._forced, "enqueue_": "reference"}
+        assert registry.OPERATIONS["enqueue_"].select(tensors) == "reference"
+        assert OPERATION.select(tensors) == before
+        assert OPERATION.forced() == os.environ.get("BLIP_FAST_BACKEND")
+
+
+def test_an_operation_brings_its_gradient():
+    backward = registry.OPERATIONS["cross_attention_backward"]
+    with blip_fast.backend("reference", op="cross_attention"):
+        assert backward.forced() == "reference"
+        with blip_fast.backend("cpu", op="cross_attention_backward"):
+            assert backward.forced() == "cpu"
+    assert backward.forced() == OPERATION.forced()
 
 
 def test_unknown_names_are_refused():
@@ -84,6 +95,9 @@ def test_environment_forces_backends():
     wrong = run_python("import blip_fast.ops", BLIP_FAST_BACKEND="quick")
     assert wrong.returncode != 0
     assert "backend 'quick' is unknown" in wrong.stderr
+    wrong = run_python("import blip_fast.ops", BLIP_FAST_BACKEND="enqueue=reference")
+    assert wrong.returncode != 0
+    assert "operation 'enqueue' is unknown; expected one of" in wrong.stderr
 
 
 def test_reference_takes_any_device():
@@ -91,3 +105,14 @@ def test_reference_takes_any_device():
     with blip_fast.backend("reference"):
         blip_fast.ops.momentum_update_([copy], [copy.clone()], 0.5)
     assert OPERATION.select([copy]) == "reference"
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+def test_autograd_sees_what_is_written(name):
+    queue, pointer, copy = torch.zeros(2, 5), torch.tensor([0]), torch.zeros(3)
+    if OPERATION.unavailable(name):
+        pytest.skip("the native library is not built")
+    with blip_fast.backend(name):
+        blip_fast.ops.enqueue_(queue, torch.ones(1, 2), pointer)
+        blip_fast.ops.momentum_update_([copy], [torch.ones(3)], 0.5)
+    assert all(tensor._version for tensor in (queue, pointer, copy))
