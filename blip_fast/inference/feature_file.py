@@ -27,8 +27,11 @@ def write_features(path: Path, name: str, parts: Iterable[FeatureRows], metadata
     """Write parts as they come; ``path`` is complete or unchanged at any moment. Returns the number of rows.
 
     The file holds the tensor ``name`` (N, ...) and, where parts have them, "lengths" (N,) int64. Its metadata are those
-    given and "ids", a JSON list of N strings. Raises ValueError where there is no row.
+    given and "ids", a JSON list of N strings. Raises ValueError where there is no row,
+    FileExistsError where ``path`` is a folder or a device.
     """
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is no regular file; expected a new file, or one to replace")
     path.parent.mkdir(parents=True, exist_ok=True)
     ids: list[str] = []
     lengths: list[Tensor] = []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,15 @@ def test_half_precision_is_kept(tmp_path: Path, checkpoint: str) -> None:
     result = run(picture(tmp_path / "a.png"), "--checkpoint", checkpoint, "--output", output, "--precision", "bf16")
     assert result.exit_code == 0, result.output
     assert read(output)[0]["image"].dtype == torch.bfloat16
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path, checkpoint: str) -> None:
+    output = tmp_path / "pipe"
+    os.mkfifo(output)
+    result = run(picture(tmp_path / "a.png"), "--checkpoint", checkpoint, "--output", output)
+    assert result.exit_code == 1
+    assert "is no regular file; expected a new file" in result.output
+    assert stat.S_ISFIFO(output.stat().st_mode)
 
 
 def test_refusals_are_one_sentence(tmp_path: Path, checkpoint: str) -> None:
