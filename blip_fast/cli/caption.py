@@ -65,6 +65,10 @@ def command(
     """
     if resume and output is None:
         raise click.UsageError("--resume needs --output: it goes on behind the captions of that file")
+    if errors is None and output is not None:
+        errors = output.with_name(f"{output.name}.errors.jsonl")
+    if errors is not None and output is not None and errors.resolve() == output.resolve():
+        raise click.UsageError(f"--errors {errors} is the file of --output, too; expected another")
     # Imported here: `--help` must not wait for torch.
     from rich.console import Console
 
@@ -74,8 +78,6 @@ def command(
     from blip_fast.inference.records import ProblemFile, RecordFile
     from blip_fast.inference.run import caption_all
 
-    if errors is None and output is not None:
-        errors = output.with_name(f"{output.name}.errors.jsonl")
     with one_sentence_errors():
         # What is wrong with inputs and files shows before a model is loaded.
         wanted = Inputs(inputs, standard_input(inputs), allow_remote)

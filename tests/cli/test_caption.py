@@ -167,6 +167,16 @@ def test_a_run_that_cannot_start_leaves_nothing(tmp_path: Path, checkpoint: str)
     assert output.read_text() == "a letter to a friend\n"
 
 
+def test_problems_do_not_take_the_place_of_captions(tmp_path: Path, checkpoint: str) -> None:
+    image, output = picture(tmp_path / "a.png"), tmp_path / "captions.jsonl"
+    output.write_text('{"image": "b.png", "caption": "a cat"}\n')
+    result = run(image, "--checkpoint", checkpoint, "--output", output, "--errors", output, "--resume")
+    assert result.exit_code == 2
+    assert "is the file of --output, too; expected another" in result.output
+    assert run(image, "--checkpoint", checkpoint, "--errors", output).exit_code == 1
+    assert list(captions(output)) == ["b.png"]
+
+
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_precisions(tmp_path: Path, checkpoint: str, precision: str) -> None:
     result = run(picture(tmp_path / "a.png"), "--checkpoint", checkpoint, "--precision", precision, "--quiet")
