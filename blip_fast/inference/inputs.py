@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ PICTURE_SUFFIXES = frozenset(
         ".webp",
     )
 )
+_MEMBER = re.compile(r"(.+?\.tar)::", re.IGNORECASE | re.DOTALL)
 
 
 class InputError(ValueError):
@@ -127,6 +129,17 @@ def pictures_at(path: str) -> Iterator[Input]:
                 yield Input(f"{path}::{member.name}", path, member.offset_data, member.size)
     except (tarfile.TarError, OSError, ValueError) as error:
         yield Input(path, path, problem=f"the shard cannot be read to its end: {error}")
+
+
+def inputs_named(names: Sequence[str]) -> list[Input]:
+    """The pictures that records name: files, addresses, and members of shards as :func:`pictures_at` calls them.
+
+    The headers of each shard are read once.
+    """
+    shards = {name: found[1] for name in names if (found := _MEMBER.match(name)) and not os.path.lexists(name)}
+    found_there = (item for shard in sorted(set(shards.values())) for item in pictures_at(shard))
+    members = {item.name: item for item in found_there if item.name in shards}
+    return [members.get(name) or Input(name, name) for name in names]
 
 
 def walk(folder: str) -> Iterator[Input]:
