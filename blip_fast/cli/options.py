@@ -87,7 +87,9 @@ def one_sentence_errors() -> Iterator[None]:
 
     try:
         yield
-    except (ValueError, FileNotFoundError, FileExistsError, BrokenSampleError) as error:
+    except BrokenPipeError:  # of whoever reads the output: click ends in silence
+        raise
+    except (ValueError, OSError, BrokenSampleError) as error:
         raise click.ClickException(str(error)) from error
 
 

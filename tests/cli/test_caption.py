@@ -143,6 +143,7 @@ def test_a_run_that_cannot_start_leaves_nothing(tmp_path: Path, checkpoint: str)
     for arguments, code, message in (
         ((image, "--checkpoint", tmp_path / "none", "--output", output), 1, "there is no"),
         ((tmp_path / "none.png", "--checkpoint", checkpoint, "--output", output), 1, "there is no"),
+        ((image, "--checkpoint", checkpoint, "--output", image / "x.jsonl"), 1, "a.png"),
         (("http://a.b/c.jpg", "--checkpoint", checkpoint, "--output", output), 1, "nothing is fetched without"),
         ((image, "--resume", "--checkpoint", checkpoint), 2, "--resume needs --output"),
         ((image, "--checkpoint", checkpoint, "--output", output, "--device", "cuda:99"), 2, "cannot be used here"),

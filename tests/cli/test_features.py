@@ -147,6 +147,7 @@ def test_refusals_are_one_sentence(tmp_path: Path, checkpoint: str) -> None:
             (tmp_path / "bad.jsonl", "--kind", "multimodal", "--checkpoint", checkpoint),
             "neither JSON lines nor a JSON list",
         ),
+        ((tmp_path, "--kind", "multimodal", "--checkpoint", checkpoint), "Is a directory"),
         ((tmp_path / "broken.png", "--checkpoint", checkpoint), "none of the inputs could be read"),
         (
             ("cat " * 70, "--kind", "text", "--checkpoint", checkpoint),
