@@ -10,6 +10,7 @@ import click
 
 from blip_fast.cli.options import (
     EXIT_WITH_PROBLEMS,
+    PRECISIONS,
     input_options,
     load_chosen,
     model_options,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True)
-@model_options
+@model_options(PRECISIONS)
 @input_options
 @click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path), help="JSONL file; by default standard output."

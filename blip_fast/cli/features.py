@@ -11,6 +11,7 @@ import click
 
 from blip_fast.cli.options import (
     EXIT_WITH_PROBLEMS,
+    FLOAT_PRECISIONS,
     input_options,
     load_chosen,
     model_options,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True)
-@model_options
+@model_options(FLOAT_PRECISIONS)
 @input_options
 @click.option("--kind", type=click.Choice(["image", "text", "multimodal"]), default="image", show_default=True)
 @click.option("--projected", is_flag=True, help="One vector each, of length 1, in the space of images and texts.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from blip_fast.cli.options import load_chosen, model_options, one_sentence_errors
+from blip_fast.cli.options import FLOAT_PRECISIONS, load_chosen, model_options, one_sentence_errors
 
 if TYPE_CHECKING:
     from blip_fast.inference.checkpoint import Precision
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("image")
 @click.argument("texts", nargs=-1, required=True)
-@model_options
+@model_options(FLOAT_PRECISIONS)
 @click.option("--allow-remote", is_flag=True, help="Fetch IMAGE if it is an http or https address.")
 @click.option(
     "--first-token",
