@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -50,4 +51,4 @@ def command(
         weight = model.visual_encoder.cls_token
         pixels = normalised(one_picture(wanted, model.config.image_size), weight.device, weight.dtype)
         for record in matches(model, pixels, texts, first_token):
-            click.echo(json_line({"image": image} | record), nl=False)
+            click.echo(json_line({"image": image} | record, sys.stdout.encoding), nl=False)

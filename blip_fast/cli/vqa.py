@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,7 @@ def command(
         weight = model.visual_encoder.cls_token
         pixels = normalised(one_picture(wanted, model.config.image_size), weight.device, weight.dtype)
         for record in answers(model, pixels, questions, choices, beams):
-            click.echo(json_line({"image": image} | record), nl=False)
+            click.echo(json_line({"image": image} | record, sys.stdout.encoding), nl=False)
 
 
 def read_candidates(path: Path) -> list[str]:

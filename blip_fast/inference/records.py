@@ -39,7 +39,7 @@ class RecordFile:
 
     def write(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Append records, in one piece."""
-        self.stream.write("".join(json_line(record) for record in records))
+        self.stream.write("".join(json_line(record, self.stream.encoding) for record in records))
         self.stream.flush()
 
     def __enter__(self) -> RecordFile:
@@ -113,11 +113,11 @@ def check_problems(path: Path) -> None:
                 )
 
 
-def json_line(record: Mapping[str, Any]) -> str:
-    """A record as one line. File names that are not UTF-8 keep their bytes as escapes."""
+def json_line(record: Mapping[str, Any], encoding: str = "utf-8") -> str:
+    """A record as one line. What the encoding cannot say are escapes: file names that are not UTF-8 keep their bytes."""
     text = json.dumps(record, ensure_ascii=False)
     try:
-        text.encode("utf-8")
+        text.encode(encoding)
     except UnicodeEncodeError:
         text = json.dumps(record)
     return text + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
@@ -67,6 +68,14 @@ def test_names_that_are_not_utf8() -> None:
     line = json_line({"image": name})
     assert line.isascii()
     assert json.loads(line)["image"] == name
+
+
+def test_an_output_that_knows_few_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr("sys.stdout", stream)
+    with RecordFile(None) as records:
+        records.write([{"image": "é.png"}, {"image": "図.png"}])
+    assert stream.buffer.getvalue().decode("latin-1") == '{"image": "é.png"}\n{"image": "\\u56f3.png"}\n'
 
 
 def test_problems_begin_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
