@@ -10,6 +10,7 @@ import click
 
 from blip_fast.cli.options import (
     EXIT_WITH_PROBLEMS,
+    PRECISIONS,
     input_options,
     load_chosen,
     model_options,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True)
-@model_options
+@model_options(PRECISIONS)
 @input_options
 @click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path), help="JSONL file; by default standard output."
@@ -65,6 +66,10 @@ def command(
     """
     if resume and output is None:
         raise click.UsageError("--resume needs --output: it goes on behind the captions of that file")
+    if errors is None and output is not None:
+        errors = output.with_name(f"{output.name}.errors.jsonl")
+    if errors is not None and output is not None and errors.resolve() == output.resolve():
+        raise click.UsageError(f"--errors {errors} is the file of --output, too; expected another")
     # Imported here: `--help` must not wait for torch.
     from rich.console import Console
 
@@ -74,8 +79,6 @@ def command(
     from blip_fast.inference.records import ProblemFile, RecordFile
     from blip_fast.inference.run import caption_all
 
-    if errors is None and output is not None:
-        errors = output.with_name(f"{output.name}.errors.jsonl")
     with one_sentence_errors():
         # What is wrong with inputs and files shows before a model is loaded.
         wanted = Inputs(inputs, standard_input(inputs), allow_remote)

@@ -117,8 +117,11 @@ def _last_line(tool: str) -> str | None:
 
 
 def _output(*command: str) -> list[str]:
-    """Lines that the command prints; none where it is missing or fails."""
+    """Lines that the command prints; none where it is missing, fails or hangs."""
     if shutil.which(command[0]) is None:
         return []
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return []
     return done.stdout.strip().splitlines() if done.returncode == 0 else []

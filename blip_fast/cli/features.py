@@ -11,6 +11,7 @@ import click
 
 from blip_fast.cli.options import (
     EXIT_WITH_PROBLEMS,
+    FLOAT_PRECISIONS,
     input_options,
     load_chosen,
     model_options,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True)
-@model_options
+@model_options(FLOAT_PRECISIONS)
 @input_options
 @click.option("--kind", type=click.Choice(["image", "text", "multimodal"]), default="image", show_default=True)
 @click.option("--projected", is_flag=True, help="One vector each, of length 1, in the space of images and texts.")
@@ -48,9 +49,9 @@ def command(
     """Write features of INPUTS to a safetensors file: one row each, in the tensor that --kind names.
 
     INPUTS are images, as for `blip-fast caption`; with --kind text the texts themselves, or "-" for one a line of standard
-    input; with --kind multimodal files of records {"image", "caption"}, such as `blip-fast caption` writes. "ids" in the
-    file's metadata is the JSON list of images or texts. Without --projected a row has the state of every token; those of
-    texts end after "lengths" tokens.
+    input; with --kind multimodal files of records {"image", "caption"}, such as `blip-fast caption` writes. The tensor
+    "ids" is the bytes of a JSON list of the images or texts. Without --projected a row has the state of every token; those
+    of texts end after "lengths" tokens.
 
     Exit codes: 0, all inputs have features; 3, some could not be read; 1, the run failed; 2, wrong usage.
     """

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from blip_fast.cli.options import load_chosen, model_options, one_sentence_errors
+from blip_fast.cli.options import FLOAT_PRECISIONS, load_chosen, model_options, one_sentence_errors
 
 if TYPE_CHECKING:
     from blip_fast.inference.checkpoint import Precision
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("image")
 @click.argument("texts", nargs=-1, required=True)
-@model_options
+@model_options(FLOAT_PRECISIONS)
 @click.option("--allow-remote", is_flag=True, help="Fetch IMAGE if it is an http or https address.")
 @click.option(
     "--first-token",
@@ -50,4 +51,4 @@ def command(
         weight = model.visual_encoder.cls_token
         pixels = normalised(one_picture(wanted, model.config.image_size), weight.device, weight.dtype)
         for record in matches(model, pixels, texts, first_token):
-            click.echo(json_line({"image": image} | record), nl=False)
+            click.echo(json_line({"image": image} | record, sys.stdout.encoding), nl=False)

@@ -19,18 +19,12 @@ if TYPE_CHECKING:
     Model = TypeVar("Model", bound=PretrainedModel)
 
 EXIT_WITH_PROBLEMS = 3  # the run is complete, but for inputs that could not be read
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+FLOAT_PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = (*FLOAT_PRECISIONS, "int8")
 
 _MODEL_OPTIONS = (
     click.option("--checkpoint", help="File, folder, published name or Hugging Face id; by default the published one."),
     click.option("--device", default=None, help="torch device; by default cuda where there is one, else cpu."),
-    click.option(
-        "--precision",
-        type=click.Choice(PRECISIONS),
-        default="fp32",
-        show_default=True,
-        help="int8: weights, for captions and answers on a CPU.",
-    ),
 )
 _INPUT_OPTIONS = (
     click.option("--allow-remote", is_flag=True, help="Fetch http and https addresses among the inputs."),
@@ -43,9 +37,11 @@ _INPUT_OPTIONS = (
 )
 
 
-def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``--checkpoint``, ``--device`` and ``--precision``."""
-    return _with(command, _MODEL_OPTIONS)
+def model_options(precisions: Sequence[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``--checkpoint``, ``--device`` and ``--precision``, which is one of those given."""
+    note = "int8: weights, on a CPU." if "int8" in precisions else None
+    precision = click.option("--precision", type=click.Choice(precisions), default="fp32", show_default=True, help=note)
+    return lambda command: _with(command, (*_MODEL_OPTIONS, precision))
 
 
 def input_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,7 +83,9 @@ def one_sentence_errors() -> Iterator[None]:
 
     try:
         yield
-    except (ValueError, FileNotFoundError, FileExistsError, BrokenSampleError) as error:
+    except BrokenPipeError:  # of whoever reads the output: click ends in silence
+        raise
+    except (ValueError, OSError, BrokenSampleError) as error:
         raise click.ClickException(str(error)) from error
 
 

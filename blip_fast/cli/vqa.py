@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from blip_fast.cli.options import load_chosen, model_options, one_sentence_errors
+from blip_fast.cli.options import PRECISIONS, load_chosen, model_options, one_sentence_errors
 
 if TYPE_CHECKING:
     from blip_fast.inference.checkpoint import Precision
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("image")
 @click.argument("questions", nargs=-1, required=True)
-@model_options
+@model_options(PRECISIONS)
 @click.option("--allow-remote", is_flag=True, help="Fetch IMAGE if it is an http or https address.")
 @click.option(
     "--candidates",
@@ -52,7 +53,7 @@ def command(
         weight = model.visual_encoder.cls_token
         pixels = normalised(one_picture(wanted, model.config.image_size), weight.device, weight.dtype)
         for record in answers(model, pixels, questions, choices, beams):
-            click.echo(json_line({"image": image} | record), nl=False)
+            click.echo(json_line({"image": image} | record, sys.stdout.encoding), nl=False)
 
 
 def read_candidates(path: Path) -> list[str]:

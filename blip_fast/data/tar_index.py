@@ -88,10 +88,10 @@ def tar_members(shard: Path) -> Iterator[tarfile.TarInfo]:
     size = shard.stat().st_size
     try:
         archive = tarfile.open(shard, "r:")  # noqa: SIM115  (closed below)
-    except tarfile.ReadError as error:
+    except (tarfile.ReadError, OverflowError, ValueError) as error:
         raise ValueError(f"{shard} is no uncompressed tar file: {error}") from error
     with archive:
-        while (member := archive.next()) is not None:
+        while (member := _next_member(archive)) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
             if not member.isreg() or member.issparse():
                 continue
@@ -102,6 +102,17 @@ def tar_members(shard: Path) -> Iterator[tarfile.TarInfo]:
         archive.fileobj.seek(archive.offset)
         if any(archive.fileobj.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
             raise tarfile.ReadError(f"no header at byte {archive.offset}")
+
+
+def _next_member(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+    """The member at the next header; tarfile.ReadError where the header cannot be true."""
+    try:
+        member = archive.next()
+    except (OverflowError, ValueError) as error:  # sizes and maps that tarfile takes as they stand
+        raise tarfile.ReadError(f"the header at byte {archive.offset} is damaged: {error}") from error
+    if member is not None and member.size < 0:  # the next header would stand before this one, and so on for ever
+        raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
+    return member
 
 
 def _save(path: Path, index: TarIndex, stamp: str) -> None:

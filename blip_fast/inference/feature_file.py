@@ -20,15 +20,24 @@ from torch import Tensor
 from blip_fast.checkpoints.files import write_atomically
 from blip_fast.inference.features import FeatureRows
 
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
+_DTYPES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.uint8: "U8",
+}
 
 
 def write_features(path: Path, name: str, parts: Iterable[FeatureRows], metadata: dict[str, str]) -> int:
     """Write parts as they come; ``path`` is complete or unchanged at any moment. Returns the number of rows.
 
-    The file holds the tensor ``name`` (N, ...) and, where parts have them, "lengths" (N,) int64. Its metadata are those
-    given and "ids", a JSON list of N strings. Raises ValueError where there is no row.
+    The file holds the tensor ``name`` (N, ...), where parts have them "lengths" (N,) int64, and "ids", the bytes of a JSON
+    list of N strings; ``metadata`` are the file's. Raises ValueError where there is no row, FileExistsError where ``path``
+    is a folder or a device.
     """
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is no regular file; expected a new file, or one to replace")
     path.parent.mkdir(parents=True, exist_ok=True)
     ids: list[str] = []
     lengths: list[Tensor] = []
@@ -45,8 +54,11 @@ def write_features(path: Path, name: str, parts: Iterable[FeatureRows], metadata
         tensors = [(name, row.dtype, (len(ids), *row.shape), row.nbytes * len(ids))]
         tail = b"" if not lengths else _bytes(torch.cat(lengths))
         tensors += [("lengths", torch.int64, (len(ids),), len(tail))] if lengths else []
-        header = _header(tensors, metadata | {"ids": json.dumps(ids)})
-        write_atomically(path, lambda part: _assemble(part, header, rows, tail))
+        # A tensor and no metadata: the safetensors library opens no file with more than 100 MB of these.
+        names = json.dumps(ids).encode()
+        tensors += [("ids", torch.uint8, (len(names),), len(names))]
+        header = _header(tensors, metadata)
+        write_atomically(path, lambda part: _assemble(part, header, rows, tail + names))
     return len(ids)
 
 

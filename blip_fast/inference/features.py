@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from blip_fast.data.tokens import tokenize
-from blip_fast.inference.inputs import Input, Inputs, refusal
+from blip_fast.inference.inputs import Inputs, inputs_named, refusal
 from blip_fast.inference.memory import batch_size_for, in_parts
 from blip_fast.inference.pictures import normalised, picture_batches
 from blip_fast.inference.run import remaining
@@ -88,14 +88,17 @@ class Extraction:
 
     @torch.inference_mode()
     def pairs(self, pairs: Sequence[tuple[str, str]], allow_remote: bool = False) -> Iterator[FeatureRows]:
-        """Pictures (paths, or addresses if allowed) and a text each that looks at it: (n, N, text_width) as :meth:`texts`."""
+        """Pictures, named as in records, and a text each that looks at it: (n, N, text_width) as :meth:`texts`.
+
+        Addresses are fetched if that is allowed.
+        """
         if self.projected:
             raise ValueError("projected features are of images or of texts; those of both together have no projection")
         ids, mask = self._tokens([text for _, text in pairs])
         # One picture may have several texts: a batch tells its pairs by their numbers.
         inputs = [
-            Input(str(number), path, problem=None if allow_remote else refusal(path))
-            for number, (path, _) in enumerate(pairs)
+            replace(item, name=str(number), problem=None if allow_remote else refusal(item.place))
+            for number, item in enumerate(inputs_named([name for name, _ in pairs]))
         ]
         for batch in picture_batches(inputs, self.model.config.image_size, self.batch_size, self.workers):
             numbers = torch.tensor([int(name) for name in batch.names], dtype=torch.int64)

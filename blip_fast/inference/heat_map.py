@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from matplotlib import colormaps
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from blip_fast.data.tokens import tokenize
@@ -57,7 +57,9 @@ def scaled(heat: Tensor) -> Tensor:
 
 def overlay(picture: Image.Image, heat: Tensor) -> Image.Image:
     """The picture, 512 pixels long, under a map (rows, columns) in [0, 1]: the hotter, the less of it shows."""
-    shown = ImageOps.contain(picture, (_LONGEST_SIDE, _LONGEST_SIDE))
+    scale = _LONGEST_SIDE / max(picture.size)
+    width, height = (max(round(side * scale), 1) for side in picture.size)
+    shown = picture.resize((width, height), Image.Resampling.BICUBIC)
     below = np.asarray(shown, dtype=np.float32)
     grey = Image.fromarray((heat * 255).to(torch.uint8).numpy())
     values = np.asarray(grey.resize(shown.size, Image.Resampling.BICUBIC), dtype=np.float32) / 255

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ PICTURE_SUFFIXES = frozenset(
         ".webp",
     )
 )
+_MEMBER = re.compile(r"(.+?\.tar)::", re.IGNORECASE | re.DOTALL)
 
 
 class InputError(ValueError):
@@ -93,7 +95,9 @@ class Inputs:
         if is_address(argument):
             if not self.allow_remote:
                 raise InputError(refusal(argument))
-        elif "\0" in argument or not (os.path.lexists(argument) or (patterns and any(glob.iglob(argument)))):
+        elif "\0" in argument or not (
+            os.path.lexists(argument) or (patterns and any(glob.iglob(argument, recursive=True)))
+        ):
             raise InputError(
                 f"there is no {argument!r}; expected a picture, a folder, a pattern, a shard (.tar) or an address"
             )
@@ -105,7 +109,10 @@ class Inputs:
         if is_address(argument):
             yield Input(argument, argument)
         elif not os.path.lexists(argument):
-            for path in sorted(glob.iglob(argument, recursive=True)):
+            found = sorted(glob.iglob(argument, recursive=True))
+            if not found:
+                yield Input(argument, argument, problem="is no longer there")
+            for path in found:
                 yield from self.expand(path)
         elif os.path.isdir(argument):
             yield from walk(argument)
@@ -116,17 +123,36 @@ class Inputs:
 def pictures_at(path: str) -> Iterator[Input]:
     """The picture that a file is, or those that a shard holds: nothing is unpacked, whatever the names in it say.
 
-    A damaged shard gives what stands before the damage, and then one problem.
+    A damaged shard gives what stands before the damage, and then one problem. Of members of one name the first is the
+    picture, and each other a problem.
     """
     if not is_shard(path):
         yield Input(path, path)
         return
+    names: set[str] = set()
     try:
         for member in tar_members(Path(path)):
-            if suffix(member.name) in PICTURE_SUFFIXES:
-                yield Input(f"{path}::{member.name}", path, member.offset_data, member.size)
+            if suffix(member.name) not in PICTURE_SUFFIXES:
+                continue
+            name = f"{path}::{member.name}"
+            if member.name in names:
+                yield Input(f"{name} at byte {member.offset_data}", path, problem="has the name of a member before it")
+            else:
+                names.add(member.name)
+                yield Input(name, path, member.offset_data, member.size)
     except (tarfile.TarError, OSError, ValueError) as error:
         yield Input(path, path, problem=f"the shard cannot be read to its end: {error}")
+
+
+def inputs_named(names: Sequence[str]) -> list[Input]:
+    """The pictures that records name: files, addresses, and members of shards as :func:`pictures_at` calls them.
+
+    The headers of each shard are read once.
+    """
+    shards = {name: found[1] for name in names if (found := _MEMBER.match(name)) and not os.path.lexists(name)}
+    found_there = (item for shard in sorted(set(shards.values())) for item in pictures_at(shard))
+    members = {item.name: item for item in found_there if item.name in shards}
+    return [members.get(name) or Input(name, name) for name in names]
 
 
 def walk(folder: str) -> Iterator[Input]:

@@ -62,7 +62,12 @@ def free_memory(device: torch.device) -> int:
 def _left_in_control_group(folder: Path) -> int | None:
     try:
         limit = (folder / "memory.max").read_text().strip()
-        return None if limit == "max" else max(int(limit) - int((folder / "memory.current").read_text()), 1)
+        if limit == "max":
+            return None
+        # Pages of files that nobody uses count as used, until others need them.
+        cache = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+        used = int((folder / "memory.current").read_text()) - (int(cache[1]) if cache else 0)
+        return max(int(limit) - used, 1)
     except (OSError, ValueError):
         return None
 

@@ -15,11 +15,13 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 from fastapi import FastAPI, Request, Response
+from gradio_client.utils import is_file_obj_with_meta, traverse
 from PIL import Image
 
 from blip_fast.data.demo_pairs import demo_root
 from blip_fast.data.pictures import BrokenSampleError
 from blip_fast.inference.checkpoint import DEMO_FOLDER
+from blip_fast.inference.inputs import is_address
 from blip_fast.inference.page_models import PageModel, PageModels
 from blip_fast.inference.pictures import MAX_BYTES
 
@@ -40,6 +42,8 @@ def page_app(models: PageModels) -> FastAPI:
 
     @app.middleware("http")
     async def stay_here(request: Request, call_next: Callable[[Request], Any]) -> Response:
+        if "://" in request.scope["path"]:  # gradio would fetch the address after "file=" and hand it on
+            return Response(status_code=403)
         response: Response = await call_next(request)
         response.headers["Content-Security-Policy"] = CONTENT_POLICY
         response.headers["Referrer-Policy"] = "no-referrer"
@@ -61,9 +65,28 @@ def page_app(models: PageModels) -> FastAPI:
     )
 
 
+class UploadsOnly(gr.Blocks):
+    """A page that takes files from its visitors, but none that they only name: no file of the server, no address."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.has_launched = True  # a mounted page is never launched, and gradio checks the paths of launched ones only
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **named: Any) -> list[Any]:
+        """What a button's function gets; gr.Error for an address, which gradio would fetch, whatever input it is in."""
+        traverse(inputs, refuse_address, is_file_obj_with_meta)
+        return await super().preprocess_data(block_fn, inputs, *rest, **named)
+
+
+def refuse_address(file: dict[str, Any]) -> None:
+    """gr.Error where the file that a visitor sends is an address."""
+    if is_address(file["path"]):
+        raise gr.Error("addresses are not fetched here; expected an uploaded picture", print_exception=False)
+
+
 def build_page(models: PageModels) -> gr.Blocks:
     """Three tabs; the tab of a model that is missing says why."""
-    with gr.Blocks(title="blip_fast", analytics_enabled=False, delete_cache=_KEEP_UPLOADS) as page:
+    with UploadsOnly(title="blip_fast", analytics_enabled=False, delete_cache=_KEEP_UPLOADS) as page:
         gr.HTML(header(models))
         with gr.Tab("Caption"):
             tab(models.captioner, lambda: caption_tab(models))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
@@ -29,6 +29,16 @@ MAX_BYTES = 256 * 2**20
 REMOTE_TIMEOUT = 20.0  # seconds
 # Not all that PIL knows: some of its readers start other programs.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+# By the value of the orientation tag: what makes the picture upright.
+_TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -109,13 +119,21 @@ def read_picture(item: Input) -> Image.Image:
                 width, height = picture.size
                 if width * height > MAX_PIXELS:
                     raise BrokenSampleError(f"has {width} x {height} pixels; at most {MAX_PIXELS} are decoded")
-                return (ImageOps.exif_transpose(picture) or picture).convert("RGB")
+                return upright(picture)
     except BrokenSampleError:
         raise
     except UnidentifiedImageError as error:
         raise BrokenSampleError("is no picture in a known format") from error
     except Exception as error:  # decoders fail on hostile bytes in any way
         raise BrokenSampleError(" ".join(f"{type(error).__name__}: {error}".split())[:300]) from error
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """The picture in RGB, turned as its camera says: PIL's ``exif_transpose``, which fails where it cannot write all tags."""
+    picture.load()  # the tags may stand behind the pixels
+    turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
+    rgb = picture.convert("RGB")
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def one_picture(inputs: Inputs, image_size: int) -> Tensor:

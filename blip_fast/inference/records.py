@@ -39,7 +39,7 @@ class RecordFile:
 
     def write(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Append records, in one piece."""
-        self.stream.write("".join(json_line(record) for record in records))
+        self.stream.write("".join(json_line(record, self.stream.encoding) for record in records))
         self.stream.flush()
 
     def __enter__(self) -> RecordFile:
@@ -59,13 +59,15 @@ class RecordFile:
 class ProblemFile:
     """What could not be read: ``{"image": ..., "error": ...}`` a line, begun anew by every run; there only if needed.
 
-    Without a path each problem is a line of standard error.
+    Without a path each problem is a line of standard error; a device or a pipe is written to as it is. Raises
+    FileExistsError where the file holds anything else.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path, self.count = path, 0
-        if path is not None:
-            path.unlink(missing_ok=True)
+        if path is not None and path.is_file():
+            check_problems(path)
+            path.unlink()
 
     def write(self, problems: Iterable[tuple[str, str]]) -> None:
         """Append names and problems."""
@@ -100,23 +102,39 @@ def read_done(path: Path) -> set[str]:
     return done
 
 
-def json_line(record: Mapping[str, Any]) -> str:
-    """A record as one line. File names that are not UTF-8 keep their bytes as escapes."""
+def check_problems(path: Path) -> None:
+    """FileExistsError unless a file holds the problems of an earlier run, the last line of which may be cut off."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if _record_of(line).keys() != {"image", "error"} and not _is_torn(line):
+                raise FileExistsError(
+                    f"line {number} of {path} is no problem of an earlier run, and this run would replace the file; "
+                    "expected another name"
+                )
+
+
+def json_line(record: Mapping[str, Any], encoding: str = "utf-8") -> str:
+    """A record as one line. What the encoding cannot say are escapes: file names that are not UTF-8 keep their bytes."""
     text = json.dumps(record, ensure_ascii=False)
     try:
-        text.encode("utf-8")
+        text.encode(encoding)
     except UnicodeEncodeError:
         text = json.dumps(record)
     return text + "\n"
 
 
-def _image_of(line: bytes) -> str | None:
+def _record_of(line: bytes) -> dict[str, Any]:
+    """The JSON object that a whole line is; an empty one for any other line."""
     try:
         record = json.loads(line)
     except ValueError:
-        return None
-    name = record.get("image") if isinstance(record, dict) else None
-    return name if isinstance(name, str) and line.endswith(b"\n") else None
+        return {}
+    return record if isinstance(record, dict) and line.endswith(b"\n") else {}
+
+
+def _image_of(line: bytes) -> str | None:
+    name = _record_of(line).get("image")
+    return name if isinstance(name, str) else None
 
 
 def _is_torn(line: bytes) -> bool:

@@ -143,6 +143,7 @@ def test_a_run_that_cannot_start_leaves_nothing(tmp_path: Path, checkpoint: str)
     for arguments, code, message in (
         ((image, "--checkpoint", tmp_path / "none", "--output", output), 1, "there is no"),
         ((tmp_path / "none.png", "--checkpoint", checkpoint, "--output", output), 1, "there is no"),
+        ((image, "--checkpoint", checkpoint, "--output", image / "x.jsonl"), 1, "a.png"),
         (("http://a.b/c.jpg", "--checkpoint", checkpoint, "--output", output), 1, "nothing is fetched without"),
         ((image, "--resume", "--checkpoint", checkpoint), 2, "--resume needs --output"),
         ((image, "--checkpoint", checkpoint, "--output", output, "--device", "cuda:99"), 2, "cannot be used here"),
@@ -165,6 +166,16 @@ def test_a_run_that_cannot_start_leaves_nothing(tmp_path: Path, checkpoint: str)
     for extra in ((), ("--resume",)):
         assert run(image, "--checkpoint", checkpoint, "--output", output, *extra).exit_code == 1
     assert output.read_text() == "a letter to a friend\n"
+
+
+def test_problems_do_not_take_the_place_of_captions(tmp_path: Path, checkpoint: str) -> None:
+    image, output = picture(tmp_path / "a.png"), tmp_path / "captions.jsonl"
+    output.write_text('{"image": "b.png", "caption": "a cat"}\n')
+    result = run(image, "--checkpoint", checkpoint, "--output", output, "--errors", output, "--resume")
+    assert result.exit_code == 2
+    assert "is the file of --output, too; expected another" in result.output
+    assert run(image, "--checkpoint", checkpoint, "--errors", output).exit_code == 1
+    assert list(captions(output)) == ["b.png"]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from click.testing import CliRunner
 
 import blip_fast
@@ -28,6 +30,15 @@ def test_an_unrelated_apex_is_not_taken_for_nvidias(tmp_path, monkeypatch):
     (tmp_path / "apex" / "__init__.py").write_text("raise RuntimeError('not the apex you look for')\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert "unrelated" in doctor._apex()
+
+
+def test_broken_tools_are_told_like_missing_ones(tmp_path, monkeypatch):
+    for name, text in (("nvidia-smi", "#!/nonexistent\n"), ("nvcc", "#!/bin/sh\nprintf '\\377 1.0\\n'\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert doctor._driver() == "none"
+    assert doctor._last_line("nvcc") == "\ufffd 1.0"
 
 
 def test_every_listed_command_exists():

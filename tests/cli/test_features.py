@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from blip_fast import models
 from blip_fast.cli import main
 from blip_fast.inference.inputs import Inputs
 from blip_fast.inference.pictures import normalised, one_picture
-from tests.inference.common import build, picture, pictures, save
+from tests.inference.common import build, picture, pictures, save, shard
 
 TEXTS = ["a cat", "a picture of two dogs"]
 
@@ -40,6 +42,10 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
 
 
+def ids(tensors: dict[str, Tensor]) -> list[str]:
+    return json.loads(tensors["ids"].numpy().tobytes())
+
+
 def pixels(path: Path) -> Tensor:
     return normalised(one_picture(Inputs([str(path)]), 32), torch.device("cpu"))[None]
 
@@ -54,7 +60,7 @@ def test_images(tmp_path: Path, checkpoint: str, model: models.BlipFeatureExtrac
     assert result.exit_code == 3, result.output
     assert "001x.png" in result.stderr
     tensors, metadata = read(output)
-    assert json.loads(metadata["ids"]) == [str(path) for path in paths]
+    assert ids(tensors) == [str(path) for path in paths]
     assert (metadata["kind"], metadata["projected"]) == ("image", str(projected).lower())
     with torch.no_grad():
         expected = torch.cat([model.image_features(pixels(path), projected) for path in paths])
@@ -65,8 +71,8 @@ def test_images(tmp_path: Path, checkpoint: str, model: models.BlipFeatureExtrac
 def test_texts(tmp_path: Path, checkpoint: str, model: models.BlipFeatureExtractor) -> None:
     common = ("--kind", "text", "--checkpoint", checkpoint, "--output", tmp_path / "f.safetensors")
     assert run(TEXTS[0], "-", *common, "--projected", lines=f"{TEXTS[1]}\n").exit_code == 0
-    tensors, metadata = read(tmp_path / "f.safetensors")
-    assert json.loads(metadata["ids"]) == TEXTS
+    tensors, _ = read(tmp_path / "f.safetensors")
+    assert ids(tensors) == TEXTS
     with torch.no_grad():
         torch.testing.assert_close(tensors["text"], model.text_features(TEXTS, projected=True), atol=1e-5, rtol=1e-5)
     assert run(*TEXTS, *common).exit_code == 0
@@ -86,8 +92,8 @@ def test_captions_become_pairs(tmp_path: Path, checkpoint: str, model: models.Bl
     result = run(*common)
     assert result.exit_code == 3, result.output
     assert "nothing is fetched without --allow-remote" in result.stderr
-    tensors, metadata = read(output)
-    assert json.loads(metadata["ids"]) == [str(image)] * 2
+    tensors, _ = read(output)
+    assert ids(tensors) == [str(image)] * 2
     with torch.no_grad():
         expected = model.multimodal_features(pixels(image), TEXTS[1:])
     torch.testing.assert_close(tensors["multimodal"][1:], expected, atol=1e-5, rtol=1e-5)
@@ -96,11 +102,35 @@ def test_captions_become_pairs(tmp_path: Path, checkpoint: str, model: models.Bl
     assert "have no projection" in refused.output
 
 
+def test_captions_of_a_shard_become_pairs(tmp_path: Path, checkpoint: str, model: models.BlipFeatureExtractor) -> None:
+    image, output = picture(tmp_path / "a.png"), tmp_path / "f.safetensors"
+    path = shard(tmp_path / "0.tar", {"x.png": b"", "a.png": image.read_bytes()})
+    names = [f"{path}::a.png", str(image), f"{path}::a.png", f"{path}::none.png"]
+    lines = [{"image": name, "caption": TEXTS[0]} for name in names]
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    common = ("--kind", "multimodal", "--checkpoint", checkpoint, "--output", output)
+    result = run(tmp_path / "captions.jsonl", *common)
+    assert result.exit_code == 3, result.output
+    assert f"{path}::none.png" in result.stderr
+    tensors, _ = read(output)
+    assert ids(tensors) == names[:3]
+    assert torch.equal(tensors["multimodal"][0], tensors["multimodal"][1])
+
+
 def test_half_precision_is_kept(tmp_path: Path, checkpoint: str) -> None:
     output = tmp_path / "f.safetensors"
     result = run(picture(tmp_path / "a.png"), "--checkpoint", checkpoint, "--output", output, "--precision", "bf16")
     assert result.exit_code == 0, result.output
     assert read(output)[0]["image"].dtype == torch.bfloat16
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path, checkpoint: str) -> None:
+    output = tmp_path / "pipe"
+    os.mkfifo(output)
+    result = run(picture(tmp_path / "a.png"), "--checkpoint", checkpoint, "--output", output)
+    assert result.exit_code == 1
+    assert "is no regular file; expected a new file" in result.output
+    assert stat.S_ISFIFO(output.stat().st_mode)
 
 
 def test_refusals_are_one_sentence(tmp_path: Path, checkpoint: str) -> None:
@@ -117,6 +147,7 @@ def test_refusals_are_one_sentence(tmp_path: Path, checkpoint: str) -> None:
             (tmp_path / "bad.jsonl", "--kind", "multimodal", "--checkpoint", checkpoint),
             "neither JSON lines nor a JSON list",
         ),
+        ((tmp_path, "--kind", "multimodal", "--checkpoint", checkpoint), "Is a directory"),
         ((tmp_path / "broken.png", "--checkpoint", checkpoint), "none of the inputs could be read"),
         (
             ("cat " * 70, "--kind", "text", "--checkpoint", checkpoint),

@@ -45,6 +45,13 @@ def test_scores_are_those_of_the_reference(tmp_path: Path, first_token: str) -> 
     torch.testing.assert_close(torch.tensor([record["cosine"] for record in found]), itc, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["match", "features"])
+def test_int8_is_not_offered_where_it_is_refused(name: str) -> None:
+    result = CliRunner().invoke(main, [name, "a.png", "a cat", "--precision", "int8"])
+    assert result.exit_code == 2
+    assert "'int8' is not one of 'fp32', 'bf16', 'fp16'" in result.output
+
+
 def test_a_pretrained_model_can_match(tmp_path: Path) -> None:
     checkpoint = save(tmp_path / "model", "BlipPretrain")
     (record,) = run(picture(tmp_path / "a.png"), "a cat", "--checkpoint", checkpoint)

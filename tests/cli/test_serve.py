@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import shutil
 import socket
@@ -10,8 +11,11 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,8 +80,6 @@ def test_page_in_a_browser_that_reaches_nothing_else(address: str, tmp_path: Pat
 
 
 def test_policy_forbids_other_servers(address: str) -> None:
-    import urllib.request
-
     with urllib.request.urlopen(address) as answer:
         policy = answer.headers["Content-Security-Policy"]
     assert "default-src 'self'" in policy
@@ -110,6 +112,54 @@ def test_buttons(address: str, tmp_path: Path) -> None:
             client.predict(image, prompt, "Beam search", 0, api_name="/caption")
     with pytest.raises(AppError, match="choose a text first"):
         client.predict(good, " ", api_name="/match")
+
+
+def call(address: str, name: str, *data: Any) -> str:
+    """The events that the page answers with, as any program can ask for them."""
+    url, content = f"{address}gradio_api/call/{name}", json.dumps({"data": data}).encode()
+    request = urllib.request.Request(url, content, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        event = json.load(answer)["event_id"]
+    with urllib.request.urlopen(f"{url}/{event}", timeout=60) as answer:
+        return answer.read().decode()
+
+
+def named(path: object, **more: Any) -> dict[str, Any]:
+    """A file as a visitor names it."""
+    return {"path": str(path), "meta": {"_type": "gradio.FileData"}, **more}
+
+
+def test_visitors_cannot_name_files_of_the_server(address: str, tmp_path: Path) -> None:
+    secret = picture(tmp_path / "secret.png")
+    for file in (named(secret), named(secret, is_stream=True), named("/etc/passwd")):
+        for answer in (
+            call(address, "match", file, "two dogs"),
+            call(address, "caption", None, file, "Beam search", 0),  # an input that is for no file
+        ):
+            assert answer.startswith("event: error")
+            assert "it was not uploaded by a user" in answer
+
+
+def test_visitors_cannot_make_the_server_fetch_addresses(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import safehttpx
+
+    asked = []
+
+    async def resolve(host: str, **named: Any) -> str:
+        asked.append(host)
+        raise OSError
+
+    for name in ("get", "async_validate_url"):  # all that gradio fetches, it fetches by these
+        monkeypatch.setattr(safehttpx, name, resolve)
+    monkeypatch.setattr("blip_fast.inference.pictures._fetch", lambda url: asked.append(url))
+    url = "https://example.org/track.png"
+    for file in (named(url), named(url, is_stream=True), named(url.replace("png", "svg"), is_stream=True)):
+        assert "addresses are not fetched here" in call(address, "match", file, "two dogs")
+        assert "addresses are not fetched here" in call(address, "caption", None, file, "Beam search", 0)
+    for path in ("file=", "file/"):
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(f"{address}gradio_api/{path}{url}")
+    assert asked == []
 
 
 def test_only_this_machine_is_let_in_and_used_ports_are_named() -> None:

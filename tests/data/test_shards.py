@@ -22,6 +22,7 @@ from blip_fast.data.shard_samples import caption_of
 from blip_fast.data.shards import ShardData, shard_files
 from blip_fast.data.tar_index import INDEX_SUFFIX, make_index, tar_index, tar_members
 from blip_fast.data.transforms import eval_transform, train_transform
+from blip_fast.inference.inputs import Inputs
 
 Files = dict[str, bytes]
 
@@ -150,6 +151,47 @@ def test_a_shard_that_is_cut_off_gives_what_is_whole(shards: list[Path]) -> None
     assert len(whole) == 8 + 2
     for number in range(len(whole)):
         assert not whole[number].broken
+
+
+def header(name: bytes, size: bytes, kind: bytes) -> bytes:
+    """A header with a right checksum, whatever its size field says."""
+    block = bytearray(tarfile.TarInfo().tobuf())
+    block[: len(name)], block[124:136], block[156:157], block[148:156] = name, size, kind, b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def number(value: int) -> bytes:
+    """A size in base 256."""
+    return b"\x80" + value.to_bytes(11, "big") if value >= 0 else value.to_bytes(12, "big", signed=True)
+
+
+SPARSE = b"22 GNU.sparse.map=1,x\n"
+BAD_HEADERS = {
+    "backwards": header(b"2.png", number(-512), tarfile.REGTYPE),
+    "less than nothing": header(b"2.png", number(-1), tarfile.REGTYPE),
+    "an unknown kind backwards": header(b"2.png", number(-512), b"V"),
+    "an unknown kind beyond all files": header(b"2.png", number(2**70), b"V"),
+    "attributes beyond all files": header(b"2.png", number(2**70), tarfile.XHDTYPE),
+    "attributes backwards": header(b"2.png", number(-512), tarfile.XHDTYPE),
+    "a name beyond all files": header(b"2.png", number(2**70), tarfile.GNUTYPE_LONGNAME),
+    "a map of no numbers": header(b"2.png", number(len(SPARSE)), tarfile.XHDTYPE)
+    + SPARSE.ljust(512, b"\0")
+    + header(b"2.png", number(0), tarfile.REGTYPE),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_HEADERS.values(), ids=BAD_HEADERS)
+def test_headers_that_cannot_be_true(tmp_path: Path, bad: bytes) -> None:
+    path = tmp_path / "x.tar"
+    whole = write_shard(path, samples(0, 2)).read_bytes()[: 8 * 512]
+    path.write_bytes(whole + bad + bytes(1024))
+    index = make_index(path)
+    assert index.keys.tolist() == ["0000"]  # the second could have had another file
+    assert [line.startswith(f"{path}: is damaged after 0001: ") for line in index.problems] == [True]
+    path.write_bytes(bad + bytes(1024))
+    found = list(itertools.islice(Inputs([str(path)]), 3))
+    assert [item.problem is None for item in found] == [False]
 
 
 def test_links_and_folders_in_a_shard_are_passed_over(tmp_path: Path) -> None:

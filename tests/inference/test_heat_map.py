@@ -30,5 +30,9 @@ def test_overlay() -> None:
     assert pixels[0, 0, 0] > 40
 
 
+def test_overlay_of_a_line() -> None:
+    assert overlay(Image.new("RGB", (2000, 1)), torch.ones(4, 4)).size == (512, 1)
+
+
 def test_no_heat_at_all() -> None:
     assert not scaled(torch.zeros(2, 2)).any()

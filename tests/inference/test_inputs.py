@@ -28,6 +28,7 @@ def test_files_folders_patterns_and_lists(tmp_path: Path) -> None:
     assert names(two, one) == [two, one]
     assert names(tmp_path) == [deep, one, two, three]
     assert names(tmp_path / "b" / "*.png") == [one, two, three]
+    assert names(tmp_path / "b" / "**" / "*.png") == [one, two, three]
     assert names("-", lines=(two, "", str(tmp_path / "a"))) == [two, deep]
     odd = str(picture(tmp_path / "odd[1].png"))
     assert names(odd) == [odd]  # what exists is no pattern
@@ -61,6 +62,33 @@ def test_shards(tmp_path: Path) -> None:
         assert item.size == len(content)
         assert path.read_bytes()[item.offset : item.offset + item.size] == content
     assert names(tmp_path) == [item.name for item in found] + [str(tmp_path / "x.png")]
+
+
+def test_members_of_one_name(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name in ("a.png", "b.png", "a.png", "a.png"):
+            tar.addfile(tarfile.TarInfo(name))
+    path = str(tmp_path / "0.tar")
+    found = list(remaining(Inputs([path]), ()))
+    assert [item.name for item in found] == [
+        f"{path}::a.png",
+        f"{path}::b.png",
+        f"{path}::a.png at byte 1536",
+        f"{path}::a.png at byte 2048",
+    ]
+    assert [item.problem for item in found] == [None, None, *["has the name of a member before it"] * 2]
+
+
+def test_a_file_that_vanishes_before_its_turn(tmp_path: Path) -> None:
+    one, two = pictures(tmp_path, 2)
+    inputs = Inputs([str(one), str(two), str(tmp_path / "*1.png")])
+    one.unlink()
+    assert [(item.name, item.problem) for item in inputs] == [
+        (str(one), "is no longer there"),
+        *[(str(two), None)] * 2,
+    ]
+    two.unlink()
+    assert [item.problem for item in inputs] == ["is no longer there"] * 3
 
 
 def test_links_in_shards_are_not_followed(tmp_path: Path) -> None:

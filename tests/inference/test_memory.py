@@ -30,7 +30,8 @@ def test_free_memory() -> None:
 
 def test_limit_of_the_control_group(tmp_path: Path) -> None:
     (tmp_path / "memory.current").write_text("300\n")
-    for limit, expected in (("max", None), ("1000\n", 700), ("200", 1)):
+    (tmp_path / "memory.stat").write_text("anon 180\nfile 120\ninactive_file 50\nactive_file 70\n")
+    for limit, expected in (("max", None), ("1000\n", 750), ("200", 1)):
         (tmp_path / "memory.max").write_text(limit)
         assert memory._left_in_control_group(tmp_path) == expected
     assert memory._left_in_control_group(tmp_path / "none") is None

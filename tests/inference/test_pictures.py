@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from blip_fast.data.pictures import BrokenSampleError
 from blip_fast.data.transforms import eval_transform
@@ -43,9 +44,22 @@ def test_pixels_out_of_a_shard(tmp_path: Path) -> None:
     assert torch.equal(batches(path, batch_size=3)[0].pixels, batches(tmp_path / "files", batch_size=3)[0].pixels)
 
 
-def test_pictures_are_turned_as_the_camera_says(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_pictures_are_turned_as_the_camera_says(tmp_path: Path, kind: str) -> None:
+    for orientation in range(10):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        path = picture(tmp_path / f"{orientation}.png")
+        Image.open(path).save(path, kind, exif=exif)
+        expected = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        found = read_picture(Input("a", str(path)))
+        assert (found.mode, found.size, found.tobytes()) == ("RGB", expected.size, expected.tobytes())
+
+
+def test_a_picture_of_an_untidy_camera_is_turned(tmp_path: Path) -> None:
+    make = struct.pack("<HHII", ExifTags.Base.Make, 5, 1, 38)  # a fraction, where a text is expected
+    orientation = struct.pack("<HHIHH", ExifTags.Base.Orientation, 3, 1, 6, 0)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + make + orientation + bytes(12)
     Image.new("RGB", (40, 20), "red").save(tmp_path / "a.jpg", exif=exif)
     assert read_picture(Input("a", str(tmp_path / "a.jpg"))).size == (20, 40)
 

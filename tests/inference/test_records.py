@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -67,6 +70,14 @@ def test_names_that_are_not_utf8() -> None:
     assert json.loads(line)["image"] == name
 
 
+def test_an_output_that_knows_few_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr("sys.stdout", stream)
+    with RecordFile(None) as records:
+        records.write([{"image": "é.png"}, {"image": "図.png"}])
+    assert stream.buffer.getvalue().decode("latin-1") == '{"image": "é.png"}\n{"image": "\\u56f3.png"}\n'
+
+
 def test_problems_begin_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new" / "errors.jsonl"
     problems = ProblemFile(path)
@@ -78,3 +89,30 @@ def test_problems_begin_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert not path.exists()
     ProblemFile(None).write([("a", "is empty")])
     assert json.loads(capsys.readouterr().err) == {"image": "a", "error": "is empty"}
+
+
+@pytest.mark.parametrize("content", ["my notes\n", LINES, "{}\n", json_line({"image": "a", "error": "b"}) + "x\n"])
+def test_problems_replace_no_other_file(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text(content)
+    with pytest.raises(FileExistsError, match=r"line \d of .* is no problem of an earlier run"):
+        ProblemFile(path)
+    assert path.read_text() == content
+
+
+def test_problems_that_a_run_left_unfinished_are_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "errors.jsonl"
+    path.write_text(json_line({"image": "a", "error": "is empty"}) + '{"image": "b", "err')
+    ProblemFile(path)
+    assert not path.exists()
+
+
+def test_problems_can_go_to_a_pipe(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    problems = ProblemFile(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    problems.write([("a", "is empty")])
+    assert json.loads(os.read(reader, 1000)) == {"image": "a", "error": "is empty"}
+    os.close(reader)
+    assert stat.S_ISFIFO(path.stat().st_mode)
