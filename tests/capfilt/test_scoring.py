@@ -224,7 +224,7 @@ def test_batches_follow_from_the_samples_alone():
 
 
 def test_checkpoints_bring_their_tokenizers(tmp_path):
-    folder = save_checkpoint(tmp_path / "model")
+    folder = save_checkpoint(tmp_path / "model", seed=1)
     loaded = load_models(folder, folder, CPU)
     assert loaded.shared
     assert loaded.captioner.tokenizer.get_vocab() == tokenizer().get_vocab()
