@@ -49,6 +49,18 @@ def human_pairs(
                     yield pair
 
 
+def check_human(files: Iterable[str], human_root: Path | None) -> None:
+    """Look at the beginning of each list, so that a wrong name is found before hours of scoring.
+
+    Raises FileNotFoundError where a file or the root is missing, ValueError where a file is no list.
+    """
+    for file in files:
+        if not os.path.isfile(file):
+            raise FileNotFoundError(f"human={file!r} is no file; expected a JSON list")
+        Root(human_root or Path(file).parent, "human_root")
+        next(read_entries(file), None)
+
+
 def _human_pair(entry: Any, caption: Any, root: Root, follow_links: bool) -> dict[str, str] | str:
     """The pair, or why there is none."""
     image = entry.get("image") if isinstance(entry, dict) else None

@@ -11,8 +11,9 @@ import torch
 import webdataset
 from pydantic import ValidationError
 
-from blip_fast.capfilt import run_capfilt
-from blip_fast.capfilt.job import Job
+from blip_fast.capfilt import job, run_capfilt
+from blip_fast.capfilt.job import RECORDS, Job
+from blip_fast.capfilt.outputs import write_shard as write_web_shard
 from blip_fast.capfilt.scoring import UnitScorer
 from blip_fast.capfilt.settings import ScoreSettings, SelectSettings
 from blip_fast.capfilt.tally import Tally, check_counts
@@ -176,6 +177,58 @@ def test_a_run_that_stopped_repeats_only_what_is_unfinished(tmp_path, monkeypatc
     assert units == [1, 2, 3]
 
 
+@pytest.mark.parametrize("between", [{"form": "shards", "threshold": 0.99999}, {"form": "list", "threshold": 0.0}])
+def test_shards_of_another_selection_that_stopped_are_not_taken_for_this_ones(tmp_path, monkeypatch, between):
+    path = write_list(tmp_path / "web.json", demo_entries(12))
+    given = settings(path, tmp_path / "out", form="shards", threshold=0.0)
+    run(given)
+    whole = files_of(tmp_path / "out")
+    real = Job._write_stage
+
+    def stopping(self, stage, *arguments):
+        if stage == RECORDS:  # the shard has been replaced, or removed, and its counts are not yet written
+            raise KeyboardInterrupt
+        return real(self, stage, *arguments)
+
+    monkeypatch.setattr(Job, "_write_stage", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings(path, tmp_path / "out", **between))
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    monkeypatch.setattr(Job, "_write_stage", real)
+    run(given)
+    assert files_of(tmp_path / "out") == whole
+
+
+def test_no_manifest_stands_while_shards_are_missing(tmp_path, monkeypatch):
+    path = write_list(tmp_path / "web.json", demo_entries(4))
+    human = write_list(tmp_path / "human.json", demo_entries(2))
+    given = settings(path, tmp_path / "out", form="shards", human=(human,), human_root=demo_root())
+    run(given)
+    monkeypatch.setattr(Job, "_write_human_shards", lambda self, rejected: pytest.fail("stopped"))
+    with pytest.raises(pytest.fail.Exception):
+        run(given)
+    assert not (tmp_path / "out" / "shards" / "human-000000.tar").exists()
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_what_was_left_half_written_of_the_set_is_removed(tmp_path):
+    path = write_list(tmp_path / "web.json", demo_entries(4))
+    given = settings(path, tmp_path / "out", form="shards")
+    run(given)
+    whole = files_of(tmp_path / "out")
+    for name in (".manifest.json.77", ".bootstrapped.json.77", "shards/.human-000000.tar.77", "shards/.000000.tar.77"):
+        (tmp_path / "out" / name).write_text("left over by a process that was killed")
+    run(given)
+    assert files_of(tmp_path / "out") == whole
+
+
+def test_pairs_that_are_lost_on_the_way_to_a_shard_stop_the_run(tmp_path, monkeypatch):
+    path = write_list(tmp_path / "web.json", demo_entries(4))
+    monkeypatch.setattr(job, "write_shard", lambda *arguments: write_web_shard(*arguments) - 1)
+    with pytest.raises(RuntimeError, match="7 pairs are written and 8 are kept"):
+        run(settings(path, tmp_path / "out", form="shards", threshold=0.0))
+
+
 def test_another_threshold_needs_no_new_scores(tmp_path, monkeypatch):
     path = write_list(tmp_path / "web.json", demo_entries(20))
     threshold = middle(path, tmp_path)
@@ -223,6 +276,25 @@ def test_a_folder_goes_on_only_with_the_same_inputs_settings_and_weights(tmp_pat
         run(given)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"score": SCORE.model_copy(update={"max_length": 600})}, "max_length=600; expected at most max_position_emb"),
+        ({"score": ScoreSettings(max_length=4, min_length=0)}, "prompt='a picture of ' has 4 tokens"),
+        ({"human": ("gone.json",)}, "human='gone.json' is no file"),
+        ({"human_root": "gone", "human": (__file__,)}, "human_root='gone' is not a folder"),
+        ({"human": (__file__,)}, "does not begin with"),
+        ({"image_root": "gone"}, "image_root='gone' is not a folder"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_do_not_claim_the_folder(tmp_path, monkeypatch, wrong, message):
+    path = write_list(tmp_path / "web.json", demo_entries(2))
+    monkeypatch.setattr(UnitScorer, "score", lambda self, batch: pytest.fail("scored"))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(settings(path, tmp_path / "out", **wrong))
+    assert not (tmp_path / "out").exists()
+
+
 def test_runs_without_anything_to_use_say_so(tmp_path):
     path = write_list(tmp_path / "web.json", [])
     with pytest.raises(ValueError, match="hold no entries"):
@@ -235,6 +307,8 @@ def test_runs_without_anything_to_use_say_so(tmp_path):
 def test_settings_are_checked():
     with pytest.raises(ValidationError, match="expected one of them"):
         SelectSettings(threshold=0.5, keep_fraction=0.5)
+    with pytest.raises(ValidationError, match="min_length=5; expected a number from 0 to max_length=4"):
+        ScoreSettings(max_length=4)
     for wrong in ({"top_p": 0}, {"num_captions": 0}, {"unknown": 1}, {"itc_threshold": 2}):
         with pytest.raises(ValidationError):
             ScoreSettings(**wrong)
