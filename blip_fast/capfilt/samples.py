@@ -6,12 +6,12 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from webdataset.tariterators import tar_file_iterator
 
 from blip_fast.capfilt.json_list import read_entries
 from blip_fast.capfilt.units import Unit
@@ -24,6 +24,9 @@ from blip_fast.data.shard_samples import (
     caption_of,
     group_files,
 )
+from blip_fast.data.tar_index import tar_members
+
+Parts = dict[str, bytes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,13 +118,38 @@ def _read_shard(unit: Unit) -> Iterator[WebSample]:
 
 
 def _members(source: str) -> Iterator[tuple[str, bytes]]:
-    """Name and content of the files in a shard."""
+    """Name and content of the files in a shard. Raises what :func:`group_files` takes for damage."""
+    try:
+        yield from _plain_members(source) if source.endswith(".tar") else _compressed_members(source)
+    except (ValueError, OverflowError, RecursionError, MemoryError) as error:  # so tarfile fails on hostile headers
+        raise tarfile.ReadError(f"{type(error).__name__}: {error}") from error
+
+
+def _plain_members(source: str) -> Iterator[tuple[str, bytes]]:
     with open(source, "rb") as file:
-        for member in tar_file_iterator(file):
-            yield member["fname"], member["data"]
+        for member in tar_members(Path(source)):
+            file.seek(member.offset_data)
+            yield member.name, file.read(member.size)
 
 
-def _from_parts(number: int, key: str, parts: dict[str, bytes], unit: Unit) -> WebSample:
+def _compressed_members(source: str) -> Iterator[tuple[str, bytes]]:
+    """As `tar_members` finds them, and from start to end only."""
+    with tarfile.open(source, "r:gz") as archive:
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
+            if member.size < 0:
+                raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
+            if member.isreg() and not member.issparse():
+                file = archive.extractfile(member)
+                assert file is not None
+                yield member.name, file.read()
+        assert archive.fileobj is not None
+        archive.fileobj.seek(archive.offset)
+        if any(archive.fileobj.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
+            raise tarfile.ReadError(f"no header at byte {archive.offset}")
+
+
+def _from_parts(number: int, key: str, parts: Parts, unit: Unit) -> WebSample:
     suffix = next((suffix for suffix in PICTURE_SUFFIXES if suffix in parts), None)
     if suffix is None:
         detail = f"it has {', '.join(sorted(parts))}; expected one of {', '.join(PICTURE_SUFFIXES)}"
@@ -129,7 +157,7 @@ def _from_parts(number: int, key: str, parts: dict[str, bytes], unit: Unit) -> W
     return WebSample(number, key, f"{unit.source}::{key}.{suffix}", _text_of(parts), parts[suffix], suffix)
 
 
-def _text_of(parts: dict[str, bytes]) -> str:
+def _text_of(parts: Parts) -> str:
     """The web text: a text file's, or "caption" or "text" of the sample's JSON; "" where there is none."""
     for suffix in TEXT_SUFFIXES:
         if suffix in parts:

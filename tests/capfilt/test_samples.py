@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import tarfile
 
 import pytest
 
@@ -115,6 +117,57 @@ def test_a_shard_that_is_cut_off_keeps_what_is_whole(tmp_path):
     assert samples[:-1] == [type(s)(**s.__dict__) for s in whole[: len(samples) - 1]]
     assert samples[-1].problem is not None
     assert samples[-1].problem[0] == "damaged_shard"
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tgz"])
+def test_a_damaged_header_is_not_taken_for_the_end(tmp_path, suffix):
+    plain, path = tmp_path / "plain.tar", tmp_path / f"web{suffix}"
+    write_shard(plain, shard_members(demo_entries(6)))
+    content = plain.read_bytes()
+    with tarfile.open(plain) as archive:
+        header = [member.offset for member in archive][4]  # of 0002.png
+    flipped = bytearray(content)
+    flipped[header + 148] ^= 1
+    sizes = [content[:header] + of_size(content[header:], size) for size in (-1024, 2**40, 2**70)]
+    for damaged in (bytes(flipped), content[: header + 100], content[: header + 600], *sizes):
+        path.write_bytes(damaged if suffix == ".tar" else gzip.compress(damaged))
+        problems = [sample.problem and sample.problem[0] for sample in samples_of(path)]
+        assert problems in ([None, "damaged_shard"], [None, None, "damaged_shard"])
+    path.write_bytes(content if suffix == ".tar" else gzip.compress(content))
+    assert [sample.problem for sample in samples_of(path)] == [None] * 6
+
+
+def of_size(content: bytes, size: int) -> bytes:
+    """Content that begins with a header, of which the size is changed and the checksum right."""
+    changed = bytearray(content)
+    changed[124:136] = (size % 2**95 | 2**95).to_bytes(12, "big")
+    changed[124] |= 0xFF if size < 0 else 0
+    changed[148:156] = b" " * 8
+    changed[148:156] = b"%06o\0 " % sum(changed[:512])
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tgz"])
+def test_headers_that_tarfile_cannot_read_are_damage(tmp_path, suffix):
+    path = tmp_path / f"web{suffix}"
+    with tarfile.open(path, "w:gz" if suffix == ".tgz" else "w", format=tarfile.PAX_FORMAT) as archive:
+        for values in ({}, {"GNU.sparse.map": "1,2,x"}):
+            member = tarfile.TarInfo(f"{len(values)}.png")
+            member.pax_headers = values
+            archive.addfile(member)
+    (sample,) = samples_of(path)
+    assert sample.problem is not None
+    assert sample.problem[0] == "damaged_shard"
+    path.write_bytes(b"no shard" * 100)
+    (sample,) = samples_of(path)
+    assert sample.problem is not None
+    assert sample.problem[0] == "damaged_shard"
+
+
+def test_no_member_is_skipped_for_its_name(tmp_path):
+    members = [(f"__a__/{name}", data) for name, data in shard_members(demo_entries(2))]
+    samples = samples_of(write_shard(tmp_path / "web.tar", members))
+    assert [sample.key for sample in samples] == ["__a__/0000", "__a__/0001"]
 
 
 def test_pictures_outside_of_the_root_are_not_read(tmp_path):
