@@ -18,6 +18,7 @@ from blip_fast.capfilt.scoring import clean
 from blip_fast.capfilt.tally import Record, texts_of
 from blip_fast.capfilt.units import Unit
 from blip_fast.checkpoints.files import write_atomically
+from blip_fast.data.pictures import BrokenSampleError, read_encoded
 from blip_fast.data.roots import Root
 from blip_fast.data.shard_samples import PICTURE_SUFFIXES
 
@@ -104,8 +105,8 @@ def write_human_shard(path: Path, pairs: Iterable[dict[str, str]], name: str, re
         for number, pair in enumerate(pairs):
             suffix = os.path.splitext(pair["image"])[1].lstrip(".").lower()
             try:
-                data = Path(pair["image"]).read_bytes()
-            except OSError:
+                data = read_encoded(pair["image"])
+            except (OSError, BrokenSampleError):
                 rejected["broken_picture"] += 1
                 continue
             yield tar_sample(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections import Counter
 
 import pytest
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 
 from blip_fast.capfilt import job, run_capfilt
 from blip_fast.capfilt.job import RECORDS, Job
+from blip_fast.capfilt.outputs import write_human_shard
 from blip_fast.capfilt.outputs import write_shard as write_web_shard
 from blip_fast.capfilt.scoring import UnitScorer
 from blip_fast.capfilt.settings import ScoreSettings, SelectSettings
@@ -92,6 +94,13 @@ def test_shards_come_out_as_shards_with_the_same_pictures(tmp_path):
     assert keys == [f"{number:04d}" for number in (0, 1, 2, 3, 4, 5, 6, 7, 8)]
     with pytest.raises(ValueError, match="form='shards'"):
         run(settings(paths, tmp_path / "other", form="list"))
+
+
+def test_human_pictures_that_would_never_end_are_counted(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    pairs, rejected = [{"image": str(tmp_path / "pipe.png"), "caption": "x"}], Counter()
+    assert write_human_shard(tmp_path / "human.tar", pairs, "human", rejected) == 0
+    assert rejected == {"broken_picture": 1}
 
 
 def test_lists_come_out_as_shards_where_asked(tmp_path):

@@ -9,6 +9,7 @@ import tarfile
 
 import pytest
 
+from blip_fast.capfilt import samples as samples_module
 from blip_fast.capfilt.samples import read_samples
 from blip_fast.capfilt.units import list_units
 from blip_fast.data.demo_pairs import demo_root
@@ -162,6 +163,19 @@ def test_headers_that_tarfile_cannot_read_are_damage(tmp_path, suffix):
     (sample,) = samples_of(path)
     assert sample.problem is not None
     assert sample.problem[0] == "damaged_shard"
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tgz"])
+def test_members_that_would_fill_memory_are_not_read(tmp_path, monkeypatch, suffix):
+    plain, path = tmp_path / "plain.tar", tmp_path / f"web{suffix}"
+    members = shard_members(demo_entries(3))
+    large = max(len(data) for _, data in members) + 1
+    write_shard(plain, [*members[:2], ("large.png", bytes(large)), ("large.txt", b"a text"), *members[2:]])
+    path.write_bytes(plain.read_bytes() if suffix == ".tar" else gzip.compress(plain.read_bytes()))
+    monkeypatch.setattr(samples_module, "MAX_BYTES", large - 1)
+    samples = samples_of(path)
+    assert [sample.problem and sample.problem[0] for sample in samples] == [None, "broken_picture", None, None]
+    assert (samples[1].text, samples[1].data) == ("a text", None)
 
 
 def test_no_member_is_skipped_for_its_name(tmp_path):
