@@ -14,7 +14,7 @@ import webdataset
 
 from blip_fast.capfilt.json_list import read_entries
 from blip_fast.capfilt.samples import WebSample, read_samples, root_of
-from blip_fast.capfilt.scoring import clean
+from blip_fast.capfilt.scoring import is_empty, unicode_text
 from blip_fast.capfilt.tally import Record, texts_of
 from blip_fast.capfilt.units import Unit
 from blip_fast.checkpoints.files import write_atomically
@@ -28,7 +28,7 @@ def kept_pairs(records: Iterable[Record], root: Root) -> Iterator[dict[str, str]
     for record in records:
         for _, text in () if "rejected" in record else texts_of(record):
             if text["kept"]:
-                yield {"image": os.path.join(root.path, record["image"]), "caption": text["text"]}
+                yield {"image": os.path.join(root.path, record["image"]), "caption": unicode_text(text["text"])}
 
 
 def human_pairs(
@@ -67,13 +67,13 @@ def _human_pair(entry: Any, caption: Any, root: Root, follow_links: bool) -> dic
     image = entry.get("image") if isinstance(entry, dict) else None
     if not isinstance(image, str) or not image or "\0" in image or not isinstance(caption, str):
         return "bad_entry"
-    if not clean(caption, 1):
+    if is_empty(caption):
         return "empty"
     try:
         path = root.file(image) if follow_links else os.path.join(root.path, image)
     except ValueError:
         return "outside_of_root"
-    return {"image": path, "caption": caption} if root.covers(image) else "outside_of_root"
+    return {"image": path, "caption": unicode_text(caption)} if root.covers(image) else "outside_of_root"
 
 
 def write_shard(path: Path, unit: Unit, records: Iterable[Record], image_root: Path | None) -> int:
@@ -118,7 +118,7 @@ def write_human_shard(path: Path, pairs: Iterable[dict[str, str]], name: str, re
 
 def tar_sample(name: str, suffix: str, data: bytes, caption: str, values: dict[str, Any]) -> dict[str, Any]:
     """A sample as webdataset writes it."""
-    text = caption.encode(errors="replace")
+    text = unicode_text(caption).encode()
     suffix = suffix if suffix in PICTURE_SUFFIXES else "jpg"  # pictures are known by their content
     return {"__key__": name, suffix: data, "txt": text, "json": json.dumps(values).encode()}
 

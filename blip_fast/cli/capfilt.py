@@ -96,7 +96,8 @@ def report(folder: Path, image_root: Path | None) -> None:
         page = capfilt_page(folder, image_root)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    write_atomically(folder / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
+    # Texts and names of strangers may hold what is no Unicode.
+    write_atomically(folder / "report.html", lambda path: path.write_text(page, encoding="utf-8", errors="replace"))
     click.echo(folder / "report.html")
 
 

@@ -22,6 +22,8 @@ from blip_fast.capfilt.tally import Tally, check_counts
 from blip_fast.capfilt.units import list_units
 from blip_fast.data.demo_pairs import demo_root
 from blip_fast.data.pretrain import PretrainData
+from blip_fast.data.shards import ShardData
+from blip_fast.data.transforms import eval_transform
 from tests.capfilt.common import (
     SCORE,
     demo_entries,
@@ -52,7 +54,7 @@ def test_the_list_holds_kept_and_human_pairs_and_trains(tmp_path):
     path = write_list(tmp_path / "web.json", entries)
     human = write_list(tmp_path / "human.json", [
         {"image": entries[0]["image"], "caption": ["one", "two"]}, {"image": "../x.png", "caption": "out"},
-        {"image": "images/x.png", "caption": " "}, {"image": 3}, "no object"])  # fmt: skip
+        {"image": "images/x.png", "caption": "\xa0"}, {"image": 3}, "no object"])  # fmt: skip
     threshold = middle(path, tmp_path)
     manifest = run(settings(path, tmp_path / "out", threshold=threshold, human=(human,), human_root=demo_root()))
     records = records_of(tmp_path / "out")
@@ -71,6 +73,20 @@ def test_the_list_holds_kept_and_human_pairs_and_trains(tmp_path):
     assert manifest["pairs"] == len(expected) == manifest["web"]["kept"] + manifest["synthetic"]["kept"] + 2
     pairs = PretrainData([tmp_path / "out" / "bootstrapped.json"], "/", lambda picture: torch.zeros(3, 8, 8))
     assert len([pairs[index] for index in range(len(pairs))]) == len(expected)
+
+
+@pytest.mark.parametrize("form", ["list", "shards"])
+def test_texts_that_are_no_unicode_train(tmp_path, form):
+    entries = [entry | {"caption": "cat \ud83d"} for entry in demo_entries(2)]
+    path = write_list(tmp_path / "web.json", entries[:1])
+    human = write_list(tmp_path / "human.json", entries[1:])
+    run(settings(path, tmp_path / "out", form=form, threshold=0.0, human=(human,), human_root=demo_root()))
+    to_tensor = eval_transform(8)
+    pairs = PretrainData([tmp_path / "out" / "bootstrapped.json"], "/", to_tensor) if form == "list" else (
+        ShardData([tmp_path / "out" / "shards" / "*.tar"], to_tensor))  # fmt: skip
+    captions = [pairs[index].caption for index in range(len(pairs))]
+    assert len(captions) == 3
+    assert (captions[0], captions[2]) == ("cat ?", "cat ?")
 
 
 def test_shards_come_out_as_shards_with_the_same_pictures(tmp_path):

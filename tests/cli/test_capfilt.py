@@ -74,7 +74,8 @@ def test_report_stands_alone_and_escapes_what_strangers_wrote(folder: Path) -> N
 
 
 def test_report_of_shards_finds_their_pictures(model: str, tmp_path: Path) -> None:
-    shard = write_shard(tmp_path / "web.tar", shard_members(demo_entries(5)))
+    members = [(f"caf\udce9-{name}", data) for name, data in shard_members(demo_entries(5))]  # a name in Latin-1
+    shard = write_shard(tmp_path / "web.tar", members)
     common = ["--captioner", model, "--filter", model, "--output", tmp_path / "out", "--max-length", "9"]
     result = invoke("--images", shard, *common)
     assert result.exit_code == 0, result.output
@@ -82,6 +83,7 @@ def test_report_of_shards_finds_their_pictures(model: str, tmp_path: Path) -> No
     assert invoke("report", tmp_path / "out").exit_code == 0
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert text.count("data:image/png;base64,") == 5
+    assert "caf?-0000" in text
     (tmp_path / "web.tar").unlink()
     assert invoke("report", tmp_path / "out").exit_code == 0
     assert "no longer there" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
