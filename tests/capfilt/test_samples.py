@@ -40,6 +40,8 @@ def test_sources_are_folders_patterns_and_braces(tmp_path):
     for source in (tmp_path, tmp_path / "web-*.tar", tmp_path / "web-{0..2}.tar"):
         assert [unit.source for unit in list_units([source], 5)] == names
     assert [unit.index for unit in list_units([names[2], names[0]], 5)] == [0, 1]
+    brace = write_shard(tmp_path / "a{b.tar", [])
+    assert [unit.source for unit in list_units([brace], 5)] == [brace]
 
 
 @pytest.mark.parametrize("name", ["missing.json", "web-{0..3}.tar", "*.tar"])
