@@ -20,6 +20,17 @@ def sample_seed(seed: int, key: str) -> int:
     return int.from_bytes(digest[:8], "little") >> 2
 
 
+def check_lengths(captioner: BlipCaptioner, settings: ScoreSettings) -> None:
+    """Raises ValueError where ``max_length`` is more than the captioner has positions for, or leaves none after the prompt."""
+    positions = captioner.config.max_position_embeddings
+    if settings.max_length > positions:
+        raise ValueError(f"max_length={settings.max_length}; expected at most max_position_embeddings={positions}")
+    tokens = len(captioner.tokenizer(settings.prompt).input_ids) - 1  # [SEP] is cut off
+    if tokens >= settings.max_length:
+        raise ValueError(f"prompt={settings.prompt!r} has {tokens} tokens with [DEC]; expected fewer than "
+                         f"max_length={settings.max_length}")  # fmt: skip
+
+
 def sample_captions(
     captioner: BlipCaptioner,
     states: Tensor,

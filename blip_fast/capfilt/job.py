@@ -19,22 +19,24 @@ from pathlib import Path
 from typing import Any
 
 from blip_fast.capfilt.json_list import write_list
-from blip_fast.capfilt.outputs import human_pairs, kept_pairs, write_human_shard, write_shard
+from blip_fast.capfilt.outputs import check_human, human_pairs, kept_pairs, write_human_shard, write_shard
 from blip_fast.capfilt.samples import root_of
 from blip_fast.capfilt.selection import decide, read_records, threshold_of_fraction
 from blip_fast.capfilt.settings import DEFAULT_THRESHOLD, CapFiltSettings, fingerprint
-from blip_fast.capfilt.tally import KINDS, Record, Tally, add_up, check_counts
+from blip_fast.capfilt.tally import KINDS, Record, Tally, add_up, check_counts, check_written, kept_texts
 from blip_fast.capfilt.units import Unit, list_units
 from blip_fast.checkpoints.files import write_atomically
+from blip_fast.data.roots import Root
 
 SETTINGS, MANIFEST, LIST = "settings.json", "manifest.json", "bootstrapped.json"
 SCORES, RECORDS, SHARDS = "scores", "records", "shards"
+HUMAN = "human-"
 
 
 class Job:
     """All units of a run and where each stands.
 
-    Raises ValueError where the folder holds a run with other inputs or settings.
+    Raises ValueError where the folder holds a run with other inputs or settings, FileNotFoundError where inputs are missing.
     """
 
     def __init__(self, settings: CapFiltSettings, weights: str) -> None:
@@ -44,6 +46,9 @@ class Job:
             raise ValueError(f"images={list(settings.images)} hold no entries")
         if settings.select.form == "list" and any(unit.is_shard for unit in self.units):
             raise ValueError("form='list' for pictures that lie in shards; expected form='shards'")
+        if settings.image_root is not None:
+            Root(settings.image_root)
+        check_human(settings.human, settings.human_root)
         self.identity = {
             "score": settings.score.model_dump(mode="json"),
             "weights": weights,
@@ -72,12 +77,16 @@ class Job:
         return [unit for unit in units if self._counts(SCORES, unit, self.fingerprint) is None]
 
     def clear_leftovers(self, units: Iterable[Unit]) -> None:
-        """Remove what a killed process left half-written of these units; nobody else may be at work on them."""
+        """Remove what a killed process left half-written of these units and of the set; nobody may be at work on either."""
         names = {unit.name for unit in units}
         for stage in (SCORES, RECORDS, SHARDS):
             for path in (self.folder / stage).glob(".*"):
-                if path.name.split(".")[1] in names:
+                name = path.name.split(".")[1]
+                if name in names or name.startswith(HUMAN):
                     path.unlink(missing_ok=True)
+        for name in (LIST, MANIFEST):
+            for path in self.folder.glob(f".{name}.*"):
+                path.unlink(missing_ok=True)
 
     def write_scores(self, unit: Unit, records: Iterable[Record]) -> dict[str, Any]:
         """Write a unit's scored records and return their counts."""
@@ -87,13 +96,16 @@ class Job:
         """Decide on a unit's texts and write them, as a shard too where asked; returns the counts."""
         form = self.settings.select.form
         mark = fingerprint(self.fingerprint, threshold, form)
-        counts = self._counts(RECORDS, unit, mark)
+        shard = self.path(SHARDS, unit, "tar")
+        counts = self._counts(RECORDS, unit, mark) if form == "list" or shard.exists() else None
         if counts is None:
+            # First of all, as it would vouch for a shard of another selection.
+            self.path(RECORDS, unit, "json").unlink(missing_ok=True)
             scored = read_records(self.path(SCORES, unit, "jsonl"))
             decided = (decide(record, threshold) for record in scored)
             if form == "shards":
                 decided = list(decided)  # type: ignore[assignment]
-                write_shard(self.path(SHARDS, unit, "tar"), unit, decided, self.settings.image_root)
+                check_written(write_shard(shard, unit, decided, self.settings.image_root), kept_texts(decided))
             scored_counts = self._counts(SCORES, unit, self.fingerprint)
             assert scored_counts is not None
             counts = self._write_stage(RECORDS, unit, decided, mark, scored_counts["samples"]["in"])
@@ -113,7 +125,7 @@ class Job:
     def finish(self, on_unit: Callable[[Unit, dict[str, Any]], None]) -> dict[str, Any]:
         """Once all units are scored: decide, write the bootstrapped set, and return the manifest. May be repeated."""
         threshold = self.threshold()
-        self._remove_outdated(threshold)
+        self._remove_outdated()
         totals: dict[str, Any] = {}
         for unit in self.units:
             counts = self.select(unit, threshold)
@@ -121,10 +133,11 @@ class Job:
             on_unit(unit, counts)
         human: Counter[str] = Counter()
         kept = sum(totals[kind]["kept"] for kind in KINDS)
-        written, human_count = self._write_list(human) if self.settings.select.form == "list" else (
-            kept, self._write_human_shards(human))  # fmt: skip
-        if written != kept:
-            raise RuntimeError(f"{written} pairs are written and {kept} are kept; this is a bug in blip_fast")
+        if self.settings.select.form == "list":
+            written, human_count = self._write_list(human)
+            check_written(written, kept)
+        else:
+            human_count = self._write_human_shards(human)
         manifest = {
             "threshold": threshold,
             "select": self.settings.select.model_dump(mode="json"),
@@ -137,15 +150,11 @@ class Job:
         write_json(self.folder / MANIFEST, manifest)
         return manifest
 
-    def _remove_outdated(self, threshold: float) -> None:
-        """Remove what an earlier selection with another threshold or form left, so that nobody takes it for this one's."""
-        path, select = self.folder / MANIFEST, self.settings.select
-        if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if (found["threshold"], found["select"]) != (threshold, select.model_dump(mode="json")):
-                path.unlink(missing_ok=True)
-        outdated = [self.folder / LIST] if select.form == "shards" else (self.folder / SHARDS).glob("*.tar")
-        for path in [*outdated, *(self.folder / SHARDS).glob("human-*.tar")]:
+    def _remove_outdated(self) -> None:
+        """Remove what an earlier selection left, so that nobody takes it for this one's: first the manifest, then the rest."""
+        shards, select = self.folder / SHARDS, self.settings.select
+        outdated = [self.folder / LIST] if select.form == "shards" else shards.glob("*.tar")
+        for path in [self.folder / MANIFEST, *outdated, *shards.glob(f"{HUMAN}*.tar")]:
             path.unlink(missing_ok=True)
 
     def _write_list(self, rejected: Counter[str]) -> tuple[int, int]:
@@ -172,7 +181,7 @@ class Job:
             part = list(itertools.islice(pairs, size))
             if not part:
                 return count
-            name = f"human-{number:06d}"
+            name = f"{HUMAN}{number:06d}"
             count += write_human_shard(self.folder / SHARDS / f"{name}.tar", part, name, rejected)
         raise AssertionError
 

@@ -62,17 +62,23 @@ class _Reader:
                 raise ValueError(f"{self.path} does not begin with '['; expected a JSON list of entries")
             self.skip(1)
             if self.next_sign() == "]":
-                return
+                return self.end()
         while True:
             self.next_sign()
             place = self.at
             yield place, self.entry()
             sign = self.next_sign()
             if sign == "]":
-                return
+                return self.end()
             if sign != ",":
                 raise self.error("',' or ']'")
             self.skip(1)
+
+    def end(self) -> None:
+        """Lists put together in one file are not a list: the later ones would be lost."""
+        self.skip(1)
+        if self.next_sign():
+            raise self.error("the end of the file")
 
     def entry(self) -> Any:
         while True:
@@ -81,6 +87,8 @@ class _Reader:
             except json.JSONDecodeError as error:
                 if self.ended:
                     raise self.error(f"an entry ({error.msg})") from error
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, deep nesting
+                raise self.error(f"an entry ({error})") from error
             else:
                 # a number may go on behind what is decoded, or in the next chunk
                 whole = not isinstance(value, (int, float)) or self.text[end : end + 1] in (",", "]", *_SPACES)

@@ -14,10 +14,11 @@ import webdataset
 
 from blip_fast.capfilt.json_list import read_entries
 from blip_fast.capfilt.samples import WebSample, read_samples, root_of
-from blip_fast.capfilt.scoring import clean
+from blip_fast.capfilt.scoring import is_empty, unicode_text
 from blip_fast.capfilt.tally import Record, texts_of
 from blip_fast.capfilt.units import Unit
 from blip_fast.checkpoints.files import write_atomically
+from blip_fast.data.pictures import BrokenSampleError, read_encoded
 from blip_fast.data.roots import Root
 from blip_fast.data.shard_samples import PICTURE_SUFFIXES
 
@@ -27,7 +28,7 @@ def kept_pairs(records: Iterable[Record], root: Root) -> Iterator[dict[str, str]
     for record in records:
         for _, text in () if "rejected" in record else texts_of(record):
             if text["kept"]:
-                yield {"image": os.path.join(root.path, record["image"]), "caption": text["text"]}
+                yield {"image": os.path.join(root.path, record["image"]), "caption": unicode_text(text["text"])}
 
 
 def human_pairs(
@@ -49,18 +50,30 @@ def human_pairs(
                     yield pair
 
 
+def check_human(files: Iterable[str], human_root: Path | None) -> None:
+    """Look at the beginning of each list, so that a wrong name is found before hours of scoring.
+
+    Raises FileNotFoundError where a file or the root is missing, ValueError where a file is no list.
+    """
+    for file in files:
+        if not os.path.isfile(file):
+            raise FileNotFoundError(f"human={file!r} is no file; expected a JSON list")
+        Root(human_root or Path(file).parent, "human_root")
+        next(read_entries(file), None)
+
+
 def _human_pair(entry: Any, caption: Any, root: Root, follow_links: bool) -> dict[str, str] | str:
     """The pair, or why there is none."""
     image = entry.get("image") if isinstance(entry, dict) else None
     if not isinstance(image, str) or not image or "\0" in image or not isinstance(caption, str):
         return "bad_entry"
-    if not clean(caption, 1):
+    if is_empty(caption):
         return "empty"
     try:
         path = root.file(image) if follow_links else os.path.join(root.path, image)
     except ValueError:
         return "outside_of_root"
-    return {"image": path, "caption": caption} if root.covers(image) else "outside_of_root"
+    return {"image": path, "caption": unicode_text(caption)} if root.covers(image) else "outside_of_root"
 
 
 def write_shard(path: Path, unit: Unit, records: Iterable[Record], image_root: Path | None) -> int:
@@ -92,8 +105,8 @@ def write_human_shard(path: Path, pairs: Iterable[dict[str, str]], name: str, re
         for number, pair in enumerate(pairs):
             suffix = os.path.splitext(pair["image"])[1].lstrip(".").lower()
             try:
-                data = Path(pair["image"]).read_bytes()
-            except OSError:
+                data = read_encoded(pair["image"])
+            except (OSError, BrokenSampleError):
                 rejected["broken_picture"] += 1
                 continue
             yield tar_sample(
@@ -105,7 +118,7 @@ def write_human_shard(path: Path, pairs: Iterable[dict[str, str]], name: str, re
 
 def tar_sample(name: str, suffix: str, data: bytes, caption: str, values: dict[str, Any]) -> dict[str, Any]:
     """A sample as webdataset writes it."""
-    text = caption.encode(errors="replace")
+    text = unicode_text(caption).encode()
     suffix = suffix if suffix in PICTURE_SUFFIXES else "jpg"  # pictures are known by their content
     return {"__key__": name, suffix: data, "txt": text, "json": json.dumps(values).encode()}
 

@@ -41,6 +41,7 @@ def score_on_ray(settings: CapFiltSettings, job: Job, workers: int, on_unit: Any
         import ray
     except ImportError as error:
         raise ImportError("runner='ray' needs Ray: pip install 'blip_fast[ray]'") from error
+    job.clear_leftovers(job.units)
     units = job.unscored(job.units)
     if not units:
         return

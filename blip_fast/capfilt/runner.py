@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from blip_fast.capfilt.captioning import check_lengths
 from blip_fast.capfilt.job import Job
 from blip_fast.capfilt.models import CapFiltModels, load_models
 from blip_fast.capfilt.scoring import UnitScorer
@@ -46,6 +47,7 @@ def run_capfilt(
     place = find_rank(os.environ)
     device = find_device(settings.device, place)
     models = models or load_models(settings.captioner, settings.filter, device)
+    check_lengths(models.captioner, settings.score)  # before the job claims its folder for these settings
     job = Job(settings, models.fingerprint())
     if runner == "ray":
         from blip_fast.capfilt.ray_runner import score_on_ray
@@ -67,8 +69,10 @@ def score_units(job: Job, models: CapFiltModels, device: torch.device, units: li
     """Score those of the units that are not finished, and decide on them where that needs no other unit."""
     settings = job.settings
     scorer = UnitScorer(models, settings.score, device, settings.image_root, settings.workers)
-    job.clear_leftovers(units)
-    for unit in job.unscored(units):
+    unscored = job.unscored(units)
+    if unscored or units == job.units:  # else another rank may be writing the set already
+        job.clear_leftovers(units)
+    for unit in unscored:
         counts = job.write_scores(unit, scorer.records(unit))
         if settings.select.keep_fraction is None:
             counts = job.select(unit, job.threshold())

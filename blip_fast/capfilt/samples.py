@@ -6,16 +6,16 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from webdataset.tariterators import tar_file_iterator
 
 from blip_fast.capfilt.json_list import read_entries
 from blip_fast.capfilt.units import Unit
-from blip_fast.data.pictures import BrokenSampleError, decode_picture, read_picture
+from blip_fast.data.pictures import MAX_BYTES, BrokenSampleError, decode_picture, read_encoded, read_picture
 from blip_fast.data.roots import Root
 from blip_fast.data.shard_samples import (
     PICTURE_SUFFIXES,
@@ -24,6 +24,9 @@ from blip_fast.data.shard_samples import (
     caption_of,
     group_files,
 )
+from blip_fast.data.tar_index import tar_members
+
+Parts = dict[str, bytes | None]  # None: too large to be read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +64,7 @@ class WebSample:
 
     def encoded(self, root: Root) -> bytes:
         """The picture's file as it is."""
-        return Path(root.file(self.image)).read_bytes() if self.data is None else self.data
+        return read_encoded(root.file(self.image)) if self.data is None else self.data
 
 
 def read_samples(unit: Unit) -> Iterator[WebSample]:
@@ -114,24 +117,52 @@ def _read_shard(unit: Unit) -> Iterator[WebSample]:
         yield WebSample(next(numbers), error.key or "start of the shard", "", "", problem=("damaged_shard", detail))
 
 
-def _members(source: str) -> Iterator[tuple[str, bytes]]:
-    """Name and content of the files in a shard."""
+def _members(source: str) -> Iterator[tuple[str, bytes | None]]:
+    """Name and content of the files in a shard, None for too large a one. Raises what :func:`group_files` takes for damage."""
+    try:
+        yield from _plain_members(source) if source.endswith(".tar") else _compressed_members(source)
+    except (ValueError, OverflowError, RecursionError, MemoryError) as error:  # so tarfile fails on hostile headers
+        raise tarfile.ReadError(f"{type(error).__name__}: {error}") from error
+
+
+def _plain_members(source: str) -> Iterator[tuple[str, bytes | None]]:
     with open(source, "rb") as file:
-        for member in tar_file_iterator(file):
-            yield member["fname"], member["data"]
+        for member in tar_members(Path(source)):
+            file.seek(member.offset_data)
+            yield member.name, file.read(member.size) if member.size <= MAX_BYTES else None
 
 
-def _from_parts(number: int, key: str, parts: dict[str, bytes], unit: Unit) -> WebSample:
+def _compressed_members(source: str) -> Iterator[tuple[str, bytes | None]]:
+    """As `tar_members` finds them, and from start to end only."""
+    with tarfile.open(source, "r:gz") as archive:
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
+            if member.size < 0:
+                raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
+            if member.isreg() and not member.issparse():
+                file = archive.extractfile(member)
+                assert file is not None
+                yield member.name, file.read() if member.size <= MAX_BYTES else None
+        assert archive.fileobj is not None
+        archive.fileobj.seek(archive.offset)
+        if any(archive.fileobj.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
+            raise tarfile.ReadError(f"no header at byte {archive.offset}")
+
+
+def _from_parts(number: int, key: str, parts: Parts, unit: Unit) -> WebSample:
     suffix = next((suffix for suffix in PICTURE_SUFFIXES if suffix in parts), None)
     if suffix is None:
         detail = f"it has {', '.join(sorted(parts))}; expected one of {', '.join(PICTURE_SUFFIXES)}"
         return WebSample(number, key, f"{unit.source}::{key}", "", problem=("no_picture", detail))
-    return WebSample(number, key, f"{unit.source}::{key}.{suffix}", _text_of(parts), parts[suffix], suffix)
+    data, image = parts[suffix], f"{unit.source}::{key}.{suffix}"
+    problem = ("broken_picture", f"{image}: has more than {MAX_BYTES} bytes") if data is None else None
+    return WebSample(number, key, image, _text_of(parts), data, suffix, problem)
 
 
-def _text_of(parts: dict[str, bytes]) -> str:
+def _text_of(parts: Parts) -> str:
     """The web text: a text file's, or "caption" or "text" of the sample's JSON; "" where there is none."""
     for suffix in TEXT_SUFFIXES:
-        if suffix in parts:
-            return caption_of(parts[suffix], is_json=suffix == "json") or ""
+        data = parts.get(suffix)
+        if data is not None:
+            return caption_of(data, is_json=suffix == "json") or ""
     return ""

@@ -168,14 +168,24 @@ def batches(loaded: Iterable[LoadedSample], size: int) -> Iterator[list[LoadedSa
         yield batch
 
 
+def unicode_text(text: str) -> str:
+    """A text in which what is no Unicode (half a surrogate pair) has become a question mark."""
+    return text.encode(errors="replace").decode()
+
+
 def clean(text: str, max_words: int) -> str:
-    """A text as training reads it; what is no Unicode (half a surrogate pair) becomes a question mark."""
-    return pre_caption(text.encode(errors="replace").decode(), max_words)
+    """A text as training reads it."""
+    return pre_caption(unicode_text(text), max_words)
+
+
+def is_empty(text: str) -> bool:
+    """Whether training would read nothing but white space."""
+    return not clean(text, 1).strip()
 
 
 def candidate(text: str) -> Record:
     """A text before it is scored."""
-    return {"text": text} if clean(text, 1) else {"text": text, "dropped": "empty"}
+    return {"text": text, "dropped": "empty"} if is_empty(text) else {"text": text}
 
 
 def synthetic_texts(texts: list[str]) -> list[Record]:

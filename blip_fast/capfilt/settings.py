@@ -46,6 +46,12 @@ class ScoreSettings(BaseModel):
     unit_size: int = Field(default=1000, ge=1)
     bfloat16: bool = False
 
+    @model_validator(mode="after")
+    def _lengths_in_order(self) -> ScoreSettings:
+        if self.min_length > self.max_length:
+            raise ValueError(f"min_length={self.min_length}; expected a number from 0 to max_length={self.max_length}")
+        return self
+
 
 class SelectSettings(BaseModel):
     """Which texts are kept, and in which form; may be changed afterwards without scoring again.

@@ -92,5 +92,16 @@ def check_counts(counts: Mapping[str, Any], read: int, num_captions: int) -> Non
             raise RuntimeError(f"counts do not add up: {found} {name}, expected {wanted}; this is a bug in blip_fast")
 
 
+def kept_texts(records: Iterable[Record]) -> int:
+    """How many texts of decided records are kept."""
+    return sum(text["kept"] for record in records if "rejected" not in record for _, text in texts_of(record))
+
+
+def check_written(written: int, kept: int) -> None:
+    """RuntimeError unless every kept text has become a pair."""
+    if written != kept:
+        raise RuntimeError(f"{written} pairs are written and {kept} are kept; this is a bug in blip_fast")
+
+
 def _sorted(counter: Counter[str]) -> dict[str, int]:
     return dict(sorted(counter.items()))

@@ -73,13 +73,14 @@ def list_units(sources: Sequence[str | os.PathLike[str]], unit_size: int) -> lis
 def expand(source: str | os.PathLike[str]) -> list[Path]:
     """The absolute paths of the files that a source names."""
     found: list[Path] = []
-    for pattern in braceexpand.braceexpand(os.fspath(source)):
+    name = os.fspath(source)
+    for pattern in [name] if os.path.exists(name) else braceexpand.braceexpand(name):
         if os.path.isdir(pattern):
             matches = sorted(str(path) for path in Path(pattern).iterdir() if path.name.endswith(SHARD_SUFFIXES))
         else:
             matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
         if not matches:
-            raise FileNotFoundError(f"images={os.fspath(source)!r}: there is no {pattern!r}, or no shard in it")
+            raise FileNotFoundError(f"images={name!r}: there is no {pattern!r}, or no shard in it")
         found += [Path(os.path.abspath(match)) for match in matches]
     return found
 

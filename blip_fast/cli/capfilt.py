@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -44,13 +44,21 @@ REQUIRED = ("images", "captioner", "filter", "output")
     help="Nucleus of the sampling.",
 )
 @click.option(
-    "--max-length", type=click.IntRange(2), default=20, show_default=True, help="Tokens of a caption, prompt included."
+    "--max-length",
+    type=click.IntRange(2),
+    default=20,
+    show_default=True,
+    help="Most tokens of a caption, prompt included.",
 )
 @click.option(
-    "--min-length", type=click.IntRange(0), default=5, show_default=True, help="Tokens of a caption, prompt included."
+    "--min-length",
+    type=click.IntRange(0),
+    default=5,
+    show_default=True,
+    help="Fewest tokens of a caption, prompt included.",
 )
-@click.option("--prompt", default="a picture of ", show_default="'a picture of '", help="What captions start with in the "
-              "captioner's training.")  # fmt: skip
+@click.option("--prompt", default="a picture of ", help="What captions start with in the captioner's training.  "
+              "[default: 'a picture of ']")  # fmt: skip
 @click.option(
     "--itc-threshold", type=click.FloatRange(-1, 1), help="Drop texts of a lower cosine without a look by the ITM head."
 )
@@ -96,7 +104,8 @@ def report(folder: Path, image_root: Path | None) -> None:
         page = capfilt_page(folder, image_root)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    write_atomically(folder / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
+    # Texts and names of strangers may hold what is no Unicode.
+    write_atomically(folder / "report.html", lambda path: path.write_text(page, encoding="utf-8", errors="replace"))
     click.echo(folder / "report.html")
 
 
@@ -146,7 +155,7 @@ def demo(data: Path, output: Path, seeds: int, steps: int, finetune_steps: int) 
     page = capfilt_demo_page(result)
     write_atomically(output / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
     console.print(result_table(result))
-    console.print(f"The page to look at: [bold]{output / 'report.html'}[/bold]")
+    console.print(f"The page to look at: {output / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
 
 
 def settings_of(options: dict[str, Any]) -> CapFiltSettings:
@@ -154,13 +163,16 @@ def settings_of(options: dict[str, Any]) -> CapFiltSettings:
     from pydantic import ValidationError
 
     from blip_fast.capfilt.settings import CapFiltSettings, ScoreSettings, SelectSettings
-    from blip_fast.capfilt.units import SHARD_SUFFIXES
+    from blip_fast.capfilt.units import SHARD_SUFFIXES, expand
 
     def chosen(model: type) -> dict[str, Any]:
         fields = cast(Any, model).model_fields
         return {name: options[name] for name in fields if options.get(name) is not None}
 
-    from_shards = any(os.path.isdir(source) or source.endswith(SHARD_SUFFIXES) for source in options["images"])
+    try:
+        from_shards = any(path.name.endswith(SHARD_SUFFIXES) for source in options["images"] for path in expand(source))
+    except (FileNotFoundError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
     options = options | {"form": options["form"] or ("shards" if from_shards else "list")}
     try:
         score, select = ScoreSettings(**chosen(ScoreSettings)), SelectSettings(**chosen(SelectSettings))
@@ -190,7 +202,8 @@ def run(settings: CapFiltSettings, runner: Any, ray_workers: int, console: Conso
         console.print("This process is done; others are still at work.", highlight=False)
         return
     console.print(summary(manifest), highlight=False)
-    console.print(f"In {settings.output}. For pictures: blip-fast capfilt report {settings.output}", highlight=False)
+    hint = f"In {settings.output}. For pictures: blip-fast capfilt report {shlex.quote(str(settings.output))}"
+    console.print(hint, highlight=False, markup=False, soft_wrap=True)  # to be copied as it is
 
 
 def summary(manifest: dict[str, Any]) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import stat
 from collections.abc import Callable
 from io import BytesIO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from blip_fast.data.roots import Root
 
-# What PIL raises for missing, truncated, malformed and absurdly large pictures.
-_PICTURE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+MAX_PIXELS = 89_478_485  # PIL's own limit: larger pictures are mostly made to fill memory
+MAX_BYTES = 256 * 2**20
+# Not all that PIL knows: some of its readers start other programs.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
 
 class BrokenSampleError(RuntimeError):
@@ -28,6 +33,13 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture
 
 
+@functools.cache
+def known_formats() -> tuple[str, ...]:
+    """The formats that are read, as far as this PIL has them."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
 def read_picture(root: Root, path: str, decode: Decode = to_rgb) -> Image.Image:
     """The RGB picture in a file below ``root``. ``decode`` gets it as PIL opens it, with its size and not yet its pixels.
 
@@ -43,9 +55,34 @@ def decode_picture(data: bytes, name: str, decode: Decode = to_rgb) -> Image.Ima
     return _decode(BytesIO(data), name, decode)
 
 
+def read_encoded(path: str) -> bytes:
+    """A picture's file as it is. Raises OSError, BrokenSampleError where it is no regular file or too large."""
+    check_file(path)
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def check_file(path: str) -> None:
+    """Raises BrokenSampleError where reading a file would never end or fill memory, OSError where there is none."""
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise BrokenSampleError("is no regular file")
+    if found.st_size > MAX_BYTES:
+        raise BrokenSampleError(f"has {found.st_size} bytes; at most {MAX_BYTES} are read")
+
+
 def _decode(file: str | BytesIO, name: str, decode: Decode) -> Image.Image:
     try:
-        with Image.open(file) as picture:
+        if isinstance(file, str):
+            check_file(file)
+        with Image.open(file, formats=known_formats()) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise BrokenSampleError(f"has {width} x {height} pixels; at most {MAX_PIXELS} are decoded")
             return decode(picture)
-    except _PICTURE_ERRORS as error:
+    except BrokenSampleError as error:
         raise BrokenSampleError(f"{name}: {error}") from error
+    except UnidentifiedImageError as error:
+        raise BrokenSampleError(f"{name}: is no picture in a known format") from error
+    except Exception as error:  # decoders fail on hostile bytes in any way
+        raise BrokenSampleError(f"{name}: {type(error).__name__}: {error}") from error

@@ -53,7 +53,7 @@ def caption_of(text: bytes, is_json: bool) -> str | None:
         return text.decode("utf-8", errors="replace")
     try:
         values = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # deep nesting
         return None
     captions = [values.get(name) for name in ("caption", "text")] if isinstance(values, dict) else []
     return next((caption for caption in captions if isinstance(caption, str)), None)

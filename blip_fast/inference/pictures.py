@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import itertools
 import os
@@ -20,15 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-from blip_fast.data.pictures import BrokenSampleError
+from blip_fast.data.pictures import MAX_BYTES, MAX_PIXELS, BrokenSampleError, known_formats
 from blip_fast.data.transforms import normalise
 from blip_fast.inference.inputs import Input, InputError, Inputs, is_address
 
-MAX_PIXELS = 89_478_485  # PIL's own limit: larger pictures are mostly made to fill memory
-MAX_BYTES = 256 * 2**20
 REMOTE_TIMEOUT = 20.0  # seconds
-# Not all that PIL knows: some of its readers start other programs.
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 # By the value of the orientation tag: what makes the picture upright.
 _TURNS: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -169,13 +164,6 @@ def open_input(item: Input) -> BinaryIO:
     if not content:
         raise BrokenSampleError("is empty")
     return io.BytesIO(content)
-
-
-@functools.cache
-def known_formats() -> tuple[str, ...]:
-    """The formats that are read, as far as this PIL has them."""
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _fetch(address: str) -> BinaryIO:

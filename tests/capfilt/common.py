@@ -41,12 +41,18 @@ def strong_weights(model: torch.nn.Module, seed: int = 0) -> None:
             parameter.add_(torch.randn_like(parameter), alpha=0.3 if parameter.ndim > 1 else 0.05)
 
 
+def pretrained_model(seed: int = 0) -> BlipPretrain:
+    """The same model in every test, whatever ran before."""
+    torch.manual_seed(seed)
+    model = BlipPretrain(config())
+    strong_weights(model, seed)
+    return model
+
+
 @functools.cache
 def models() -> CapFiltModels:
     """Captioner and filter with one image encoder."""
-    pretrained = BlipPretrain(config())
-    strong_weights(pretrained)
-    state = pretrained.state_dict()
+    state = pretrained_model().state_dict()
     captioner, matching = BlipCaptioner(config()), BlipITM(config())
     for model in (captioner, matching):
         model.load_state_dict({name: state[name] for name in model.state_dict()})
@@ -54,11 +60,9 @@ def models() -> CapFiltModels:
     return join_models(captioner, matching)
 
 
-def save_checkpoint(folder: Path) -> str:
+def save_checkpoint(folder: Path, seed: int = 0) -> str:
     """A pre-trained model with its tokenizer, that is captioner and filter in one."""
-    pretrained = BlipPretrain(config())
-    strong_weights(pretrained)
-    pretrained.save_pretrained(folder, tokenizer=tokenizer())
+    pretrained_model(seed).save_pretrained(folder, tokenizer=tokenizer())
     return str(folder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections import Counter
 
 import pytest
@@ -11,14 +12,18 @@ import torch
 import webdataset
 from pydantic import ValidationError
 
-from blip_fast.capfilt import run_capfilt
-from blip_fast.capfilt.job import Job
+from blip_fast.capfilt import job, run_capfilt
+from blip_fast.capfilt.job import RECORDS, Job
+from blip_fast.capfilt.outputs import write_human_shard
+from blip_fast.capfilt.outputs import write_shard as write_web_shard
 from blip_fast.capfilt.scoring import UnitScorer
 from blip_fast.capfilt.settings import ScoreSettings, SelectSettings
 from blip_fast.capfilt.tally import Tally, check_counts
 from blip_fast.capfilt.units import list_units
 from blip_fast.data.demo_pairs import demo_root
 from blip_fast.data.pretrain import PretrainData
+from blip_fast.data.shards import ShardData
+from blip_fast.data.transforms import eval_transform
 from tests.capfilt.common import (
     SCORE,
     demo_entries,
@@ -49,7 +54,7 @@ def test_the_list_holds_kept_and_human_pairs_and_trains(tmp_path):
     path = write_list(tmp_path / "web.json", entries)
     human = write_list(tmp_path / "human.json", [
         {"image": entries[0]["image"], "caption": ["one", "two"]}, {"image": "../x.png", "caption": "out"},
-        {"image": "images/x.png", "caption": " "}, {"image": 3}, "no object"])  # fmt: skip
+        {"image": "images/x.png", "caption": "\xa0"}, {"image": 3}, "no object"])  # fmt: skip
     threshold = middle(path, tmp_path)
     manifest = run(settings(path, tmp_path / "out", threshold=threshold, human=(human,), human_root=demo_root()))
     records = records_of(tmp_path / "out")
@@ -68,6 +73,20 @@ def test_the_list_holds_kept_and_human_pairs_and_trains(tmp_path):
     assert manifest["pairs"] == len(expected) == manifest["web"]["kept"] + manifest["synthetic"]["kept"] + 2
     pairs = PretrainData([tmp_path / "out" / "bootstrapped.json"], "/", lambda picture: torch.zeros(3, 8, 8))
     assert len([pairs[index] for index in range(len(pairs))]) == len(expected)
+
+
+@pytest.mark.parametrize("form", ["list", "shards"])
+def test_texts_that_are_no_unicode_train(tmp_path, form):
+    entries = [entry | {"caption": "cat \ud83d"} for entry in demo_entries(2)]
+    path = write_list(tmp_path / "web.json", entries[:1])
+    human = write_list(tmp_path / "human.json", entries[1:])
+    run(settings(path, tmp_path / "out", form=form, threshold=0.0, human=(human,), human_root=demo_root()))
+    to_tensor = eval_transform(8)
+    pairs = PretrainData([tmp_path / "out" / "bootstrapped.json"], "/", to_tensor) if form == "list" else (
+        ShardData([tmp_path / "out" / "shards" / "*.tar"], to_tensor))  # fmt: skip
+    captions = [pairs[index].caption for index in range(len(pairs))]
+    assert len(captions) == 3
+    assert (captions[0], captions[2]) == ("cat ?", "cat ?")
 
 
 def test_shards_come_out_as_shards_with_the_same_pictures(tmp_path):
@@ -91,6 +110,13 @@ def test_shards_come_out_as_shards_with_the_same_pictures(tmp_path):
     assert keys == [f"{number:04d}" for number in (0, 1, 2, 3, 4, 5, 6, 7, 8)]
     with pytest.raises(ValueError, match="form='shards'"):
         run(settings(paths, tmp_path / "other", form="list"))
+
+
+def test_human_pictures_that_would_never_end_are_counted(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    pairs, rejected = [{"image": str(tmp_path / "pipe.png"), "caption": "x"}], Counter()
+    assert write_human_shard(tmp_path / "human.tar", pairs, "human", rejected) == 0
+    assert rejected == {"broken_picture": 1}
 
 
 def test_lists_come_out_as_shards_where_asked(tmp_path):
@@ -176,6 +202,58 @@ def test_a_run_that_stopped_repeats_only_what_is_unfinished(tmp_path, monkeypatc
     assert units == [1, 2, 3]
 
 
+@pytest.mark.parametrize("between", [{"form": "shards", "threshold": 0.99999}, {"form": "list", "threshold": 0.0}])
+def test_shards_of_another_selection_that_stopped_are_not_taken_for_this_ones(tmp_path, monkeypatch, between):
+    path = write_list(tmp_path / "web.json", demo_entries(12))
+    given = settings(path, tmp_path / "out", form="shards", threshold=0.0)
+    run(given)
+    whole = files_of(tmp_path / "out")
+    real = Job._write_stage
+
+    def stopping(self, stage, *arguments):
+        if stage == RECORDS:  # the shard has been replaced, or removed, and its counts are not yet written
+            raise KeyboardInterrupt
+        return real(self, stage, *arguments)
+
+    monkeypatch.setattr(Job, "_write_stage", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings(path, tmp_path / "out", **between))
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    monkeypatch.setattr(Job, "_write_stage", real)
+    run(given)
+    assert files_of(tmp_path / "out") == whole
+
+
+def test_no_manifest_stands_while_shards_are_missing(tmp_path, monkeypatch):
+    path = write_list(tmp_path / "web.json", demo_entries(4))
+    human = write_list(tmp_path / "human.json", demo_entries(2))
+    given = settings(path, tmp_path / "out", form="shards", human=(human,), human_root=demo_root())
+    run(given)
+    monkeypatch.setattr(Job, "_write_human_shards", lambda self, rejected: pytest.fail("stopped"))
+    with pytest.raises(pytest.fail.Exception):
+        run(given)
+    assert not (tmp_path / "out" / "shards" / "human-000000.tar").exists()
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_what_was_left_half_written_of_the_set_is_removed(tmp_path):
+    path = write_list(tmp_path / "web.json", demo_entries(4))
+    given = settings(path, tmp_path / "out", form="shards")
+    run(given)
+    whole = files_of(tmp_path / "out")
+    for name in (".manifest.json.77", ".bootstrapped.json.77", "shards/.human-000000.tar.77", "shards/.000000.tar.77"):
+        (tmp_path / "out" / name).write_text("left over by a process that was killed")
+    run(given)
+    assert files_of(tmp_path / "out") == whole
+
+
+def test_pairs_that_are_lost_on_the_way_to_a_shard_stop_the_run(tmp_path, monkeypatch):
+    path = write_list(tmp_path / "web.json", demo_entries(4))
+    monkeypatch.setattr(job, "write_shard", lambda *arguments: write_web_shard(*arguments) - 1)
+    with pytest.raises(RuntimeError, match="7 pairs are written and 8 are kept"):
+        run(settings(path, tmp_path / "out", form="shards", threshold=0.0))
+
+
 def test_another_threshold_needs_no_new_scores(tmp_path, monkeypatch):
     path = write_list(tmp_path / "web.json", demo_entries(20))
     threshold = middle(path, tmp_path)
@@ -223,6 +301,25 @@ def test_a_folder_goes_on_only_with_the_same_inputs_settings_and_weights(tmp_pat
         run(given)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"score": SCORE.model_copy(update={"max_length": 600})}, "max_length=600; expected at most max_position_emb"),
+        ({"score": ScoreSettings(max_length=4, min_length=0)}, "prompt='a picture of ' has 4 tokens"),
+        ({"human": ("gone.json",)}, "human='gone.json' is no file"),
+        ({"human_root": "gone", "human": (__file__,)}, "human_root='gone' is not a folder"),
+        ({"human": (__file__,)}, "does not begin with"),
+        ({"image_root": "gone"}, "image_root='gone' is not a folder"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_do_not_claim_the_folder(tmp_path, monkeypatch, wrong, message):
+    path = write_list(tmp_path / "web.json", demo_entries(2))
+    monkeypatch.setattr(UnitScorer, "score", lambda self, batch: pytest.fail("scored"))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(settings(path, tmp_path / "out", **wrong))
+    assert not (tmp_path / "out").exists()
+
+
 def test_runs_without_anything_to_use_say_so(tmp_path):
     path = write_list(tmp_path / "web.json", [])
     with pytest.raises(ValueError, match="hold no entries"):
@@ -235,6 +332,8 @@ def test_runs_without_anything_to_use_say_so(tmp_path):
 def test_settings_are_checked():
     with pytest.raises(ValidationError, match="expected one of them"):
         SelectSettings(threshold=0.5, keep_fraction=0.5)
+    with pytest.raises(ValidationError, match="min_length=5; expected a number from 0 to max_length=4"):
+        ScoreSettings(max_length=4)
     for wrong in ({"top_p": 0}, {"num_captions": 0}, {"unknown": 1}, {"itc_threshold": 2}):
         with pytest.raises(ValidationError):
             ScoreSettings(**wrong)

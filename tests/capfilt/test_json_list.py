@@ -52,6 +52,10 @@ def test_empty_lists_and_byte_order_of_spaces(tmp_path):
         ('[{"a": 1},', "expected an entry"),
         ('[{"a": tru}]', "expected an entry"),
         ('[{"a": "cut', "expected an entry"),
+        ('[{"a": 1}]\n[{"a": 2}]', r"at byte 11 '\[\{\"a\": 2\}\]'; expected the end of the file"),
+        ("[] []", "at byte 3 .*; expected the end of the file"),
+        ('[{"a": 1}, ' + "[" * 100_000, "at byte 11 .*; expected an entry"),
+        (f"[1, {'1' * 5000}]", "at byte 4 .*; expected an entry"),
     ],
 )
 def test_what_is_no_list_is_named_with_its_place(tmp_path, text, message):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import tarfile
 
 import pytest
 
+from blip_fast.capfilt import samples as samples_module
 from blip_fast.capfilt.samples import read_samples
 from blip_fast.capfilt.units import list_units
 from blip_fast.data.demo_pairs import demo_root
@@ -37,6 +40,8 @@ def test_sources_are_folders_patterns_and_braces(tmp_path):
     for source in (tmp_path, tmp_path / "web-*.tar", tmp_path / "web-{0..2}.tar"):
         assert [unit.source for unit in list_units([source], 5)] == names
     assert [unit.index for unit in list_units([names[2], names[0]], 5)] == [0, 1]
+    brace = write_shard(tmp_path / "a{b.tar", [])
+    assert [unit.source for unit in list_units([brace], 5)] == [brace]
 
 
 @pytest.mark.parametrize("name", ["missing.json", "web-{0..3}.tar", "*.tar"])
@@ -115,6 +120,70 @@ def test_a_shard_that_is_cut_off_keeps_what_is_whole(tmp_path):
     assert samples[:-1] == [type(s)(**s.__dict__) for s in whole[: len(samples) - 1]]
     assert samples[-1].problem is not None
     assert samples[-1].problem[0] == "damaged_shard"
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tgz"])
+def test_a_damaged_header_is_not_taken_for_the_end(tmp_path, suffix):
+    plain, path = tmp_path / "plain.tar", tmp_path / f"web{suffix}"
+    write_shard(plain, shard_members(demo_entries(6)))
+    content = plain.read_bytes()
+    with tarfile.open(plain) as archive:
+        header = [member.offset for member in archive][4]  # of 0002.png
+    flipped = bytearray(content)
+    flipped[header + 148] ^= 1
+    sizes = [content[:header] + of_size(content[header:], size) for size in (-1024, 2**40, 2**70)]
+    for damaged in (bytes(flipped), content[: header + 100], content[: header + 600], *sizes):
+        path.write_bytes(damaged if suffix == ".tar" else gzip.compress(damaged))
+        problems = [sample.problem and sample.problem[0] for sample in samples_of(path)]
+        assert problems in ([None, "damaged_shard"], [None, None, "damaged_shard"])
+    path.write_bytes(content if suffix == ".tar" else gzip.compress(content))
+    assert [sample.problem for sample in samples_of(path)] == [None] * 6
+
+
+def of_size(content: bytes, size: int) -> bytes:
+    """Content that begins with a header, of which the size is changed and the checksum right."""
+    changed = bytearray(content)
+    changed[124:136] = (size % 2**95 | 2**95).to_bytes(12, "big")
+    changed[124] |= 0xFF if size < 0 else 0
+    changed[148:156] = b" " * 8
+    changed[148:156] = b"%06o\0 " % sum(changed[:512])
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tgz"])
+def test_headers_that_tarfile_cannot_read_are_damage(tmp_path, suffix):
+    path = tmp_path / f"web{suffix}"
+    with tarfile.open(path, "w:gz" if suffix == ".tgz" else "w", format=tarfile.PAX_FORMAT) as archive:
+        for values in ({}, {"GNU.sparse.map": "1,2,x"}):
+            member = tarfile.TarInfo(f"{len(values)}.png")
+            member.pax_headers = values
+            archive.addfile(member)
+    (sample,) = samples_of(path)
+    assert sample.problem is not None
+    assert sample.problem[0] == "damaged_shard"
+    path.write_bytes(b"no shard" * 100)
+    (sample,) = samples_of(path)
+    assert sample.problem is not None
+    assert sample.problem[0] == "damaged_shard"
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tgz"])
+def test_members_that_would_fill_memory_are_not_read(tmp_path, monkeypatch, suffix):
+    plain, path = tmp_path / "plain.tar", tmp_path / f"web{suffix}"
+    members = shard_members(demo_entries(3))
+    large = max(len(data) for _, data in members) + 1
+    write_shard(plain, [*members[:2], ("large.png", bytes(large)), ("large.txt", b"a text"), *members[2:]])
+    path.write_bytes(plain.read_bytes() if suffix == ".tar" else gzip.compress(plain.read_bytes()))
+    monkeypatch.setattr(samples_module, "MAX_BYTES", large - 1)
+    samples = samples_of(path)
+    assert [sample.problem and sample.problem[0] for sample in samples] == [None, "broken_picture", None, None]
+    assert (samples[1].text, samples[1].data) == ("a text", None)
+
+
+def test_no_member_is_skipped_for_its_name(tmp_path):
+    members = [(f"__a__/{name}", data) for name, data in shard_members(demo_entries(2))]
+    samples = samples_of(write_shard(tmp_path / "web.tar", members))
+    assert [sample.key for sample in samples] == ["__a__/0000", "__a__/0001"]
 
 
 def test_pictures_outside_of_the_root_are_not_read(tmp_path):

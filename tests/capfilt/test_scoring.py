@@ -205,6 +205,11 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
 
 
+@pytest.mark.parametrize("text", ["", " ", "\t", "\xa0", "\u3000", " ! \n"])
+def test_white_space_is_no_text(text):
+    assert scoring.candidate(text)["dropped"] == "empty"
+
+
 def test_repeated_captions_count_once():
     texts = scoring.synthetic_texts(["a cat", "", "a cat", "a dog"])
     assert [text.get("dropped") for text in texts] == [None, "empty", "repeated", None]
@@ -224,7 +229,7 @@ def test_batches_follow_from_the_samples_alone():
 
 
 def test_checkpoints_bring_their_tokenizers(tmp_path):
-    folder = save_checkpoint(tmp_path / "model")
+    folder = save_checkpoint(tmp_path / "model", seed=1)
     loaded = load_models(folder, folder, CPU)
     assert loaded.shared
     assert loaded.captioner.tokenizer.get_vocab() == tokenizer().get_vocab()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -74,17 +75,36 @@ def test_report_stands_alone_and_escapes_what_strangers_wrote(folder: Path) -> N
 
 
 def test_report_of_shards_finds_their_pictures(model: str, tmp_path: Path) -> None:
-    shard = write_shard(tmp_path / "web.tar", shard_members(demo_entries(5)))
+    members = [(f"caf\udce9-{name}", data) for name, data in shard_members(demo_entries(5))]  # a name in Latin-1
+    write_shard(tmp_path / "web.tar", members)
     common = ["--captioner", model, "--filter", model, "--output", tmp_path / "out", "--max-length", "9"]
-    result = invoke("--images", shard, *common)
+    result = invoke("--images", tmp_path / "web*", *common)  # known for shards by what the pattern stands for
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out" / "shards" / "000000.tar").exists()
     assert invoke("report", tmp_path / "out").exit_code == 0
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert text.count("data:image/png;base64,") == 5
+    assert "caf?-0000" in text
     (tmp_path / "web.tar").unlink()
     assert invoke("report", tmp_path / "out").exit_code == 0
     assert "no longer there" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_next_command_can_be_copied_whatever_the_folder_is_called(model: str, tmp_path: Path) -> None:
+    output = tmp_path / ("long name " * 9) / "run[b]"
+    images = write_list(tmp_path / "web.json", demo_entries(2))
+    result = invoke("--images", images, "--image-root", demo_root(), "--captioner", model, "--filter", model,
+                    "--output", output, "--max-length", "9")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert shlex.split(result.output.splitlines()[-1].split("For pictures: ")[1]) == [
+        "blip-fast", "capfilt", "report", str(output)]  # fmt: skip
+
+
+def test_help_tells_lengths_and_the_prompt_apart() -> None:
+    text = " ".join(invoke("--help").output.split())
+    assert "Most tokens of a caption" in text
+    assert "Fewest tokens of a caption" in text
+    assert "[default: 'a picture of ']" in text
 
 
 @pytest.mark.parametrize(
@@ -96,6 +116,7 @@ def test_report_of_shards_finds_their_pictures(model: str, tmp_path: Path) -> No
         (["--images", "x.json", "--captioner", "a", "--filter", "b", "--output", "o", "--threshold", "2"], 2, "--threshold"),
         (["--images", "x.json", "--captioner", "a", "--filter", "b", "--output", "o", "--threshold", ".5",
           "--keep-fraction", ".5"], 2, "expected one of them"),
+        (["--images", "y.json", "--captioner", "a", "--filter", "b", "--output", "o"], 1, "there is no 'y.json'"),
         (["--images", "x.json", "--captioner", "a.pth", "--filter", "b.pth", "--output", "o"], 1, "there is no 'a.pth'"),
     ],
 )  # fmt: skip
@@ -103,6 +124,7 @@ def test_bad_options_are_named(
     arguments: list[str], code: int, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    write_list(tmp_path / "x.json", [])
     result = invoke(*arguments)
     assert result.exit_code == code
     assert message in " ".join(result.output.split())

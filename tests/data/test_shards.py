@@ -115,6 +115,7 @@ def test_captions_come_from_texts_or_json(tmp_path: Path) -> None:
     assert data[2].broken == (f"{tmp_path / 'x.tar'}, c: its JSON holds no 'caption'",)
     assert caption_of(b'{"text": "x"}', True) == "x"
     assert caption_of(b"{", True) is None
+    assert caption_of(b"[" * 100_000, True) is None
 
 
 def test_incomplete_samples_and_broken_pictures_are_counted(tmp_path: Path) -> None:
