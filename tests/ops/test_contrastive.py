@@ -81,7 +81,7 @@ def error(got, want):
 
 
 def assert_as_exact(got, eager, want, dtype, what):
-    """At most 1.5 times the error of the published form, and a rounding, or two of a single number: its error can be 0 by luck."""
+    """At most 1.5 times the published form's error, and a rounding, or two of a single number: its error can be 0 by luck."""
     rounding = 2 * torch.finfo(dtype).eps if want.numel() == 1 else EPS
     assert error(got, want) <= 1.5 * error(eager, want) + rounding, what
 
