@@ -206,7 +206,7 @@ class Engine:
         content = published_content(self.trainer, self.config, epoch)
         if self.context.is_main:
             write_content(self.folder / name, content)
-            prune_numbered(self.folder, self.settings.keep_last)
+            prune_numbered(self.folder, self.settings.keep_last, epoch)
 
     def _finish_run(self) -> None:
         if self.routine.final_splits:

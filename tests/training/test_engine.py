@@ -110,6 +110,8 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     run(toy(tmp_path, keep_last=1))
     assert [path.name for path in tmp_path.glob("checkpoint_*")] == [LAST]
 
+    run(toy(tmp_path, keep_last=1, max_epoch=2))  # a longer run has been here before
+    assert sorted(path.name for path in tmp_path.glob("checkpoint_*")) == ["checkpoint_01.pth", LAST]
 
 def test_max_steps_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
     task = toy(tmp_path, max_steps=8)
