@@ -24,7 +24,7 @@ from blip_fast.training.checkpoint import (
     read_content,
     write_content,
 )
-from blip_fast.training.distributed import SharedFlag, barrier, broadcast_object
+from blip_fast.training.distributed import SharedFlag, barrier, broadcast_object, gather_objects
 from blip_fast.training.logs import HISTORY, LOG, append_line, forget_from, log_line
 from blip_fast.training.loop import epoch_batches, train_steps
 from blip_fast.training.losses import LossReader, NonFiniteLossError, save_bad_step
@@ -81,7 +81,7 @@ class Engine:
         self.task, self.options = task, options
         self.settings, self.context, self.routine = task.settings, task.context, task.routine
         self.folder = self.context.output_dir
-        self.bad, self.told = task.bad, 0
+        self.bad, self.looked_at, self.told = task.bad, 0, set[str]()
         self.config = self.settings.model_dump()
 
     def run(self) -> Outcome:
@@ -110,7 +110,7 @@ class Engine:
         self._start()
         with unchanged_random_state():  # what a resumed run does here must not show in its numbers
             self.data = self.task.train_data()
-            self._count_bad()
+            self._tell_bad()
             self._say(f"number of training samples: {len(self.data)}")
             watch = Watch(self.task, self.trainer, self.samples_per_step, self.place.steps, self.options.profile)
         self.flag = SharedFlag()
@@ -133,6 +133,7 @@ class Engine:
         for report in train_steps(self.task, self.trainer, batches, epoch, steps, place.step, watch.counting):
             place.step, place.steps = place.step + 1, place.steps + 1
             self._count_bad(report.batches)
+                self._tell_bad()
             reader.put(report)
             last = place.step == steps or self._is_last_step()
             due = self.settings.save_every_steps and place.steps % self.settings.save_every_steps == 0
@@ -147,13 +148,29 @@ class Engine:
                 break
         return True
 
-    def _count_bad(self, group: tuple[Any, ...] = ()) -> None:
-        """Count what could not be read for these batches, and tell what has not been told."""
+    def _count_bad(self, group: tuple[Any, ...]) -> None:
+        """Count what could not be read for these batches; rank 0 tells its own at once."""
         for batch in group:
             self.bad.add(batch.broken)
-        for message in itertools.islice(self.bad.messages, self.told, None):
-            self._say(f"skipped: {message}")
-        self.told = len(self.bad)
+        if self.context.is_main:
+            self._say_skipped(self._new_bad())
+
+    def _tell_bad(self) -> None:
+        """Tell what no rank could read and has not been told; all ranks call it."""
+        for messages in gather_objects(self._new_bad()) or ():
+            self._say_skipped(messages)
+
+    def _new_bad(self) -> list[str]:
+        """What this rank could not read since it was last asked."""
+        new = list(itertools.islice(self.bad.messages, self.looked_at, None))
+        self.looked_at = len(self.bad)
+        return new
+
+    def _say_skipped(self, messages: list[str]) -> None:
+        for message in messages:
+            if message not in self.told:  # ranks read the same annotations
+                self._say(f"skipped: {message}")
+        self.told.update(messages)
 
     def _record(self, reader: LossReader, watch: Watch, wait: bool) -> None:
         try:
@@ -245,7 +262,9 @@ class Engine:
             if trainer is not None:
                 stack.enter_context(trainer.parallel.whole())
             model.eval()
-            return self.task.evaluate(model, split, epoch)
+            metrics = self.task.evaluate(model, split, epoch)
+        self._tell_bad()
+        return metrics
 
     def _write_samples(self, model: nn.Module) -> None:
         with (

@@ -269,3 +269,21 @@ def test_a_profile_is_a_trace(tmp_path: Path) -> None:
     run(toy(tmp_path, max_epoch=2), profile=True)
     trace = json.loads((tmp_path / "profile" / "trace_rank0.json").read_text())
     assert any("addmm" in event.get("name", "") for event in trace["traceEvents"])
+@pytest.mark.parametrize("evaluate", [False, True])
+def test_samples_that_are_broken_in_evaluation_are_named(
+    evaluate: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = toy(tmp_path, scores(0.5), BEST_ROUTINE, max_epoch=1)
+    task.context = dataclasses.replace(task.context, console=Console(width=300))
+    task.bad.limit, judge = 9, task.evaluate
+
+    def judge_broken(model: torch.nn.Module, split: Any, epoch: int | None) -> Any:
+        task.bad.add([f"{split}.png: broken", "both.png: broken"])
+        return judge(model, split, epoch)
+
+    task.evaluate = judge_broken  # type: ignore[method-assign]
+    run(task, evaluate=evaluate)
+    skipped = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped: ")]
+    assert skipped == [f"skipped: {name}.png: broken" for name in ("val", "both", "test")]
+
+
