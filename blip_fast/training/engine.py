@@ -63,17 +63,6 @@ class RunOptions:
     profile: bool = False
 
 
-@dataclasses.dataclass
-class Best:
-    """The best epoch so far, and up to which epoch all is written (``progress.json``)."""
-
-    run: str
-    epoch: int = -1
-    score: float = -1.0
-    best_epoch: int = 0
-    test: dict[str, float] = dataclasses.field(default_factory=dict)
-
-
 class Engine:
     """One run of a task. All ranks make one and call :meth:`run`."""
 
@@ -83,6 +72,7 @@ class Engine:
         self.folder = self.context.output_dir
         self.bad, self.looked_at, self.told = task.bad, 0, set[str]()
         self.config = self.settings.model_dump()
+        self.given = self.config | {"seed": self.context.seed}  # a resumed run tells what has changed of these
 
     def run(self) -> Outcome:
         """Train, or evaluate where that is asked for or all that the program does."""
@@ -98,8 +88,9 @@ class Engine:
     # Training
 
     def _train(self) -> Outcome:
+        state = self._state_file()
         self.trainer: Trainer[Any] = Trainer(
-            self._model(load=not (self.options.checkpoint or self._state_file())),
+            self._model(load=not (self.options.checkpoint or state)),
             self.task.losses,
             self.settings,
             self.task.to_device,
@@ -107,7 +98,7 @@ class Engine:
         )
         self.config |= self._model_fields(self.trainer.model)
         seed_everything(self.context.seed, self.context.rank)
-        self._start()
+        self._start(state)
         with unchanged_random_state():  # what a resumed run does here must not show in its numbers
             self.data = self.task.train_data()
             self._tell_bad()
@@ -127,19 +118,22 @@ class Engine:
     def _train_epoch(self, epoch: int, watch: Watch) -> bool:
         """The steps of an epoch that are left to do; False where a signal ended it."""
         place = self.place
+        self.log = MetricLog(place.series)
+        if self._is_last_step():
+            return True  # only the evaluation was left
         batches, steps = epoch_batches(self.task, self.data, epoch, place.step)
         watch.start_epoch(place, steps)
-        reader, self.log = LossReader(), MetricLog(place.series)
+        reader = LossReader()
         for report in train_steps(self.task, self.trainer, batches, epoch, steps, place.step, watch.counting):
             place.step, place.steps = place.step + 1, place.steps + 1
             self._count_bad(report.batches)
-                self._tell_bad()
             reader.put(report)
             last = place.step == steps or self._is_last_step()
             due = self.settings.save_every_steps and place.steps % self.settings.save_every_steps == 0
             stopped = self.flag.poll()
             self._record(reader, watch, wait=bool(last or due or stopped))
             if last or due or stopped:
+                self._tell_bad()
                 self._save_state()
             if stopped or (last and self.flag.settle()):
                 self._say(f"SIGTERM: state saved in {self.folder / resume.FILE}; --resume auto goes on from there")
@@ -156,7 +150,7 @@ class Engine:
             self._say_skipped(self._new_bad())
 
     def _tell_bad(self) -> None:
-        """Tell what no rank could read and has not been told; all ranks call it."""
+        """Tell what the ranks could not read and has not been told; all of them call it."""
         for messages in gather_objects(self._new_bad()) or ():
             self._say_skipped(messages)
 
@@ -188,7 +182,7 @@ class Engine:
 
     def _finish_epoch(self, epoch: int, watch: Watch) -> None:
         """Evaluate, write the checkpoint and the line of log.txt, as the published program does after an epoch."""
-        if self.best.epoch < epoch:
+        if self.best.steps < self.place.steps:
             averages = self.log.averages_over_ranks()
             watch.end_epoch(averages)
             model, splits = self.trainer.model, self.routine.splits
@@ -203,10 +197,10 @@ class Engine:
                 )
                 formats = self.routine.train_format, self.routine.metric_format
                 append_line(self.folder / LOG, log_line(averages, metrics, extra, *formats))
-                self.best.epoch = epoch
+                self.best.steps = self.place.steps
                 self._write_progress()
             barrier()
-        self.best.epoch = epoch
+        self.best.steps = self.place.steps
         self.place.epoch, self.place.step, self.place.series = epoch + 1, 0, {}
 
     def _checkpoint(self, epoch: int, metrics: dict[str, Metrics]) -> None:
@@ -218,7 +212,7 @@ class Engine:
             if not score > self.best.score:
                 return
             self.best.score, self.best.best_epoch = score, epoch
-            self.best.test = dict(metrics.get("test", {}))
+            self.best.test = {metric: float(value) for metric, value in metrics.get("test", {}).items()}
             name = BEST
         content = published_content(self.trainer, self.config, epoch)
         if self.context.is_main:
@@ -287,11 +281,11 @@ class Engine:
             model.visual_encoder.set_grad_checkpointing(True, self.settings.vit_ckpt_layer, self.settings.recompute)
         return model.to(self.context.device)
 
-    def _start(self) -> None:
+    def _start(self, state: Path | None) -> None:
         """Load the state or checkpoint to go on from; else begin a new run."""
-        self.place = resume.Place(run=broadcast_object(uuid.uuid4().hex))
-        self.best = Best(self.place.run)
-        state = self._state_file()
+        log = self.folder / LOG
+        self.place = resume.Place(broadcast_object(uuid.uuid4().hex), log.stat().st_size if log.is_file() else 0)
+        self.best = resume.Best(self.place.run)
         if state is not None:
             self._load_state(state)
             return
@@ -304,26 +298,39 @@ class Engine:
             self._say(f"resume checkpoint from {self.options.checkpoint}")
 
     def _state_file(self) -> Path | None:
-        if self.options.resume != "auto":
-            return Path(self.options.resume) if self.options.resume else None
-        path = self.folder / resume.FILE
-        return path if path.is_file() else None
+        """The resume state to go on from, if any. ValueError on all ranks where only some of them see it."""
+        if not self.options.resume:
+            return None
+        automatic = self.options.resume == "auto"
+        path = self.folder / resume.FILE if automatic else Path(self.options.resume)
+        found: list[bool] = broadcast_object(gather_objects(path.is_file()))
+        if any(found) and not all(found):
+            raise ValueError(f"resume={self.options.resume!r}: {path} is there for rank {found.index(True)}, but not for "
+                             f"rank {found.index(False)}; expected the file on the machines of all ranks")  # fmt: skip
+        return path if found[0] or not automatic else None
 
     def _load_state(self, path: Path) -> None:
-        for name, (then, now) in resume.changed_settings(path, self.settings.model_dump()).items():
+        for name, (then, now) in resume.changed_settings(path, self.given).items():
             self._say(f"{name} was {then!r} when the state was saved and is {now!r} now")
-        self.place, exact = resume.load_state(path, self.trainer, self.context.rank, self.context.world_size)
+        context = self.context
+        self.place, self.best, exact = resume.load_state(path, self.trainer, context.rank, context.world_size)
         self._rescale_place(exact)
-        progress = self.folder / "progress.json"
-        if progress.is_file():
-            best = Best(**json.loads(progress.read_text(encoding="utf-8")))
-            self.best = best if best.run == self.place.run else self.best
+        self.best = broadcast_object(self._written_since() or self.best)
         if self.context.is_main:
-            done = self.best.epoch >= self.place.epoch
-            forget_from(self.folder / LOG, self.place.epoch + done)
+            done = self.best.steps == self.place.steps
+            forget_from(self.folder / LOG, self.place.epoch + done, start=self.place.log_start)
             forget_from(self.folder / HISTORY, self.place.epoch, self.place.step)
         self._say(f"resumed from {path}: epoch {self.place.epoch}, step {self.place.step}")
         barrier()
+
+    def _written_since(self) -> resume.Best | None:
+        """What ``progress.json`` says, if it is of just this place: the epoch was evaluated after its state was saved."""
+        file = self.folder / "progress.json"
+        if not file.is_file():
+            return None
+        content = json.loads(file.read_text(encoding="utf-8"))
+        here = {"run": self.place.run, "steps": self.place.steps}
+        return resume.Best(**content) if content | here == content else None
 
     def _rescale_place(self, exact: bool) -> None:
         """After a change of ranks, batch size or accumulation: the step up to which as many samples have been seen."""
@@ -341,7 +348,7 @@ class Engine:
     def _save_state(self) -> None:
         self.place.samples, self.place.series = self.samples_per_step, self.log.all_series()
         path = self.folder / resume.FILE
-        resume.save_state(path, self.trainer, self.place, self.settings.model_dump(), self.context.is_main)
+        resume.save_state(path, self.trainer, self.place, self.best, self.given, self.context.is_main)
 
     def _write_progress(self) -> None:
         resume.write_text(self.folder / "progress.json", json.dumps(dataclasses.asdict(self.best)) + "\n")
