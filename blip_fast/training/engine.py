@@ -274,11 +274,9 @@ class Engine:
 
     def _model(self, load: bool) -> nn.Module:
         """The model on the device, with the same values on every rank; ``load`` what it starts from."""
-        model = self.task.build_model()
+        model = self.task.prepared_model()
         if load:
             self.task.load_initial(model)
-        if self.settings.vit_grad_ckpt and self.routine.trains:
-            model.visual_encoder.set_grad_checkpointing(True, self.settings.vit_ckpt_layer, self.settings.recompute)
         return model.to(self.context.device)
 
     def _start(self, state: Path | None) -> None:

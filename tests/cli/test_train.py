@@ -95,6 +95,17 @@ def test_a_dry_run_tells_sizes_and_writes_nothing(config: Path, tmp_path: Path) 
         assert re.search(pattern, result.output), pattern
 
 
+def test_a_dry_run_counts_activation_checkpointing(config: Path) -> None:
+    sizes = ["--set", "image_size=256", "--set", "batch_size=32", "--set", "vit_ckpt_layer=2"]
+    activations = []
+    for wanted in ("False", "True"):
+        result = invoke("--config", config, "--dry-run", *sizes, "--set", f"vit_grad_ckpt={wanted}")
+        found = re.search(r"activations (\d\.\d\d) GiB", result.output)
+        assert found is not None, result.output
+        activations.append(float(found[1]))
+    assert activations[1] < 0.7 * activations[0]
+
+
 def test_a_dry_run_names_missing_files(config: Path) -> None:
     result = invoke("--config", config, "--dry-run", "--set", "train_file=[absent.json]")
     assert result.exit_code == 1
