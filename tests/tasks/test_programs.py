@@ -57,7 +57,7 @@ def test_files_exist(program: str, folder: Path, tmp_path: Path) -> None:
 def test_a_step_lowers_the_loss(program: str, folder: Path, tmp_path: Path) -> None:
     task = make(program, folder, tmp_path, model=miniature.MODEL | dict(hidden_dropout=0.0, attention_dropout=0.0))
     data = task.train_data()
-    sampler = EpochSampler(len(data), task.batch_size, shuffle=False)
+    sampler = EpochSampler(len(data), task.batch_size)
     batch = task.to_device(next(iter(make_loader(data, sampler, workers=0))))
     model = model_of(task).train()
     model.momentum_in_forward = False
