@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
     """Let ``write`` make a file beside ``path``, then rename it: ``path`` is complete or unchanged, at any moment."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    beside = _beside(target)
     try:
         write(beside)
         _sync(beside)
@@ -33,7 +34,7 @@ def write_folder(folder: str | os.PathLike[str], write: Callable[[Path], object]
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(f"folder={str(folder)!r} is a file; expected a folder to write to")
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    beside = _beside(target)
     try:
         beside.mkdir()
         write(beside)
@@ -45,6 +46,11 @@ def write_folder(folder: str | os.PathLike[str], write: Callable[[Path], object]
             file.replace(target / file.name)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _beside(target: Path) -> Path:
+    """A name that no other process uses: in containers with one disk, processes may have the same number."""
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex}")
 
 
 def _sync(path: Path) -> None:

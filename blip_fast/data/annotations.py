@@ -41,7 +41,7 @@ class Entry:
         value = self.fields.get(name)
         if not isinstance(value, str) or not value:
             raise self.error(name, "a non-empty string")
-        return value
+        return self._whole(name, value)
 
     def texts(self, name: str) -> tuple[str, ...]:
         """At least one string; one alone need not stand in a list."""
@@ -49,7 +49,7 @@ class Entry:
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
             raise self.error(name, "a list of non-empty strings")
-        return tuple(texts)
+        return tuple(self._whole(name, text) for text in texts)
 
     def id(self, name: str) -> int | str:
         """A whole number or a string that is not empty."""
@@ -67,6 +67,14 @@ class Entry:
         if not root.covers(path):
             raise ValueError(f"{self.where}: path {path!r} leads out of {root}")
         return path
+
+    def _whole(self, name: str, text: str) -> str:
+        """``text``, if it is none that JSON can hold, but neither tokenizers nor file systems."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise self.error(name, "text without halves of characters (lone surrogates)") from error
+        return text
 
     def error(self, name: str, expected: str) -> EntryError:
         """The error for a field that is not as expected."""
@@ -112,7 +120,7 @@ def _records(files: Paths, to_record: Callable[[Entry], Record], bad: BadSamples
 def _entries(file: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Where each entry stands, and a function that gives it."""
     if file.suffix == ".jsonl":
-        for number, line in enumerate(_text(file).splitlines(), start=1):
+        for number, line in enumerate(_text(file).split("\n"), start=1):
             if line.strip():
                 where = f"annotation file {file}, line {number}"
                 yield where, lambda line=line, where=where: _parse_line(line, where)  # type: ignore[misc]

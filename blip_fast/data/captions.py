@@ -36,10 +36,11 @@ class CaptionRecord:
 
 @dataclasses.dataclass(frozen=True)
 class ImageRecord:
-    """One entry of an evaluation file: path below the image root, id of the image."""
+    """One entry of an evaluation file: path below the image root, id of the image, its true captions as written, if any."""
 
     image: str
     image_id: int | str
+    captions: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,7 @@ class CaptionTrainData(PictureData[CaptionSample, CaptionRecord]):
 
 
 class CaptionEvalData(PictureData[ImageSample, ImageRecord]):
-    """Pictures of ``coco_karpathy_{val,test}.json``: ``{"image": path}``; the captions in there are not read.
+    """Pictures of ``coco_karpathy_{val,test}.json``: ``{"image": path, "caption": [text, ...]}``, where captions may lack.
 
     The id of an image is its entry's ``image_id``, or else the digits after the last ``_`` of the file's name, as published.
     """
@@ -135,7 +136,8 @@ class CaptionEvalData(PictureData[ImageSample, ImageRecord]):
     collate = staticmethod(collate_images)
 
     def _to_record(self, entry: Entry) -> ImageRecord:
-        return ImageRecord(entry.path("image", self.root), self._image_id(entry))
+        captions = entry.texts("caption") if "caption" in entry else ()
+        return ImageRecord(entry.path("image", self.root), self._image_id(entry), captions)
 
     def _image_id(self, entry: Entry) -> int | str:
         if "image_id" in entry:

@@ -42,9 +42,10 @@ def make_loader(
 def start_worker(worker_id: int) -> None:
     """``worker_init_fn``: libraries use no threads of their own, as there is one worker per core.
 
-    SIGTERM, which clusters send to all processes, is left to the main process: it saves the run's state and ends the workers.
+    A first SIGTERM, which clusters send to all processes, is left to the main process: it saves the run's state and ends the
+    workers.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
     # Threads that OpenCV had in the parent do not exist in a forked child, which would wait for them.
     cv2.setNumThreads(0)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -102,6 +102,7 @@ class PretrainData(PictureData[PairSample, PairRecord]):
         self.encoder = TextEncoder("pretrain", tokenizer, max_tokens)
         self.rotating = sorted(Path(file) for file in rotating)
         self._bad = bad
+        self._rotated: Path | None = None  # the file of ``rotating`` that has been read
         self._fixed = self._read(annotation_files) if annotation_files or not self.rotating else ()
         self.set_epoch(0)
 
@@ -110,7 +111,9 @@ class PretrainData(PictureData[PairSample, PairRecord]):
         if not self.rotating:
             self.records: Sequence[PairRecord] = self._fixed
             return
-        self.records = JoinedRecords(self._fixed, self._read([self.rotating[epoch % len(self.rotating)]]))
+        file = self.rotating[epoch % len(self.rotating)]
+        if file != self._rotated:
+            self.records, self._rotated = JoinedRecords(self._fixed, self._read([file])), file
 
     def make_sample(self, index: int, broken: list[str]) -> PairSample:
         record = self.records[index]

@@ -45,7 +45,8 @@ class SampleData(Dataset[AnySample], Generic[AnySample, Record]):
         return len(self.records)
 
     def __getitem__(self, key: int | SampleKey) -> AnySample:
-        index, seed = key if isinstance(key, SampleKey) else (key, None)
+        number, seed = key if isinstance(key, SampleKey) else (key, None)
+        index = range(len(self))[number]  # an IndexError ends loops over the samples
         broken: list[str] = []
         for step in range(len(self)):
             try:

@@ -32,9 +32,9 @@ class EpochSampler(Sampler[list[SampleKey]]):
         length: samples there are.
         batch_size: samples per batch of this rank.
         passes: passes over the samples in one epoch, each in its own order; for small sets.
-        drop_last: leave out a last batch that is not full.
 
-    Raises ValueError for sizes below 1, a rank outside of the world, or an epoch without a batch.
+    A last batch that is not full is left out. Raises ValueError for sizes below 1, a rank outside of the world, or an epoch
+    without a batch.
     """
 
     def __init__(
@@ -44,8 +44,6 @@ class EpochSampler(Sampler[list[SampleKey]]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        shuffle: bool = True,
-        drop_last: bool = True,
         passes: int = 1,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("world_size", world_size), ("passes", passes)):
@@ -53,25 +51,23 @@ class EpochSampler(Sampler[list[SampleKey]]):
                 raise ValueError(f"{name}={value} must be at least 1")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank} is not below world_size={world_size}")
-        self.batch_size, self.passes = batch_size, passes
+        self.length, self.batch_size, self.passes = length, batch_size, passes
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.shuffle, self.drop_last = shuffle, drop_last
         self.epoch = self.start_batch = 0
-        self._set_length(length)
+        if length < 1 or not len(self):
+            raise ValueError(
+                f"batch_size={batch_size} on each of {world_size} ranks is more than the {length} samples there are"
+            )
 
-    def set_epoch(self, epoch: int, start_batch: int = 0, length: int | None = None) -> None:
-        """The next iteration is epoch ``epoch`` from batch ``start_batch`` on; ``length`` where the data has changed."""
-        if length is not None:
-            self._set_length(length)
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """The next iteration is epoch ``epoch`` from batch ``start_batch`` on."""
         if not 0 <= start_batch <= len(self):
             raise ValueError(f"start_batch={start_batch} is not among the {len(self)} batches of an epoch")
         self.epoch, self.start_batch = epoch, start_batch
 
     def __len__(self) -> int:
         """Batches in a whole epoch, wherever the next one starts."""
-        if self.drop_last:
-            return self._samples() // self.batch_size
-        return math.ceil(self._samples() / self.batch_size)
+        return math.ceil(self.length / self.world_size) * self.passes // self.batch_size
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         indices = self.indices()
@@ -90,25 +86,11 @@ class EpochSampler(Sampler[list[SampleKey]]):
         return sample_seed(self.seed, self.epoch * self.passes + number, index)
 
     def _one_pass(self, number: int) -> list[int]:
-        if not self.shuffle:
-            order = torch.arange(self.length)
-        else:
-            generator = torch.Generator().manual_seed(self.seed + self.epoch * self.passes + number)
-            order = torch.randperm(self.length, generator=generator)
+        generator = torch.Generator().manual_seed(self.seed + self.epoch * self.passes + number)
+        order = torch.randperm(self.length, generator=generator)
         total = math.ceil(self.length / self.world_size) * self.world_size
         dealt = torch.arange(self.rank, total, self.world_size) % self.length
         return order[dealt].tolist()
-
-    def _samples(self) -> int:
-        return math.ceil(self.length / self.world_size) * self.passes
-
-    def _set_length(self, length: int) -> None:
-        self.length = length
-        if length < 1 or not len(self):
-            raise ValueError(
-                f"batch_size={self.batch_size} on each of {self.world_size} ranks is more than the {length} samples "
-                "there are"
-            )
 
 
 def sample_seed(seed: int, number: int, index: int) -> int:

@@ -99,7 +99,7 @@ class BlipVQA(ReferenceVQA):
         """
         settings = Options(num_beams, max_length, min_length, **options)
         with torch.no_grad():
-            states = self.question_states(image, question_ids, question_mask)
+            states = self.question_states(image, question_ids, question_mask.to(image.device))
             prompts = prompts_of(question_ids.new_tensor([self.config.dec_token_id]), len(image), self.config)
             result = generate(self.text_decoder, states, prompts, settings, self.config)
         return result if return_scores else result.ids

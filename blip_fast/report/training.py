@@ -79,7 +79,8 @@ def metric_curves(log: list[dict[str, Any]]) -> list[str]:
 def sample_card(sample: Mapping[str, Any]) -> dict[str, Any]:
     """A prediction with its picture as a data URI; None where the file is gone or no picture."""
     uri = None
-    with contextlib.suppress(OSError, ValueError), Image.open(str(sample.get("picture", ""))) as picture:
+    # PIL raises all sorts of things for damaged files, a SyntaxError among them
+    with contextlib.suppress(Exception), Image.open(str(sample.get("picture", ""))) as picture:
         small = picture.convert("RGB")
         small.thumbnail(_THUMBNAIL)
         uri = picture_uri(small)

@@ -111,6 +111,13 @@ class Task(Generic[SettingsT, Batch]):
         """The model with random initial values, on the CPU; under `torch.device("meta")`, for ``--dry-run``, without any."""
         raise NotImplementedError
 
+    def prepared_model(self) -> nn.Module:
+        """The same with activation checkpointing, where the settings want it for training."""
+        model, settings = self.build_model(), self.settings
+        if settings.vit_grad_ckpt and self.routine.trains:
+            model.visual_encoder.set_grad_checkpointing(True, settings.vit_ckpt_layer, settings.recompute)
+        return model
+
     def load_initial(self, model: nn.Module) -> None:
         """Load what the run starts from, as published: by default the checkpoint ``settings.pretrained``, if it is set."""
         if self.settings.pretrained:

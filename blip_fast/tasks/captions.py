@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from blip_fast.data.annotations import read_list
 from blip_fast.data.captions import CaptionBatch, CaptionEvalData, CaptionTrainData, NoCapsData
 from blip_fast.data.tokens import cached_tokenizer
 from blip_fast.models import BlipCaptioner
@@ -77,13 +76,14 @@ class CaptionTask(FineTuning[CaptionSettings, CaptionBatch]):
 
     @functools.cache  # noqa: B019
     def references(self, split: Split) -> dict[ImageId, list[str]]:
-        """True captions of a split by image id."""
-        file = self.references_of(split)
-        if self.settings.coco_gt_root:
-            return read_references(file)
-        captions = [entry["caption"] for entry in read_list(file)]
-        ids = [record.image_id for record in self.eval_data(split).records]
-        return {image: [c] if isinstance(c, str) else c for image, c in zip(ids, captions, strict=True)}
+        """True captions of a split by image id, of the images that are captioned."""
+        own: dict[ImageId, list[str]] = {}
+        for record in self.eval_data(split).records:
+            own.setdefault(record.image_id, []).extend(record.captions)
+        if not self.settings.coco_gt_root:
+            return own
+        references = read_references(self.references_of(split))
+        return {image: references[image] for image in own if image in references}
 
     def evaluate(self, model: nn.Module, split: Split, epoch: int | None) -> Metrics:
         batches = self.batches(self.eval_data(split), self.settings.batch_size)

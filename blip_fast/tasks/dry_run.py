@@ -31,7 +31,7 @@ def dry_run(task_class: type[Task[Any, Any]], settings: RunSettings, output_dir:
         console.print(f"{'MISSING' if path in missing else 'found  '}  {path}", markup=False)
     console.print(f"starts from  {described(settings.pretrained)}", markup=False)
     with META:
-        model = task.build_model()
+        model = task.prepared_model()
     console.print(f"model        {sum(parameter.numel() for parameter in model.parameters()) / 1e6:,.1f} M parameters")
     if task.routine.trains and not missing:
         for line in training_lines(task, model):

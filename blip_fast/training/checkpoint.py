@@ -100,10 +100,11 @@ def load_optimizer(optimizer: AdamWMomentum, state: Mapping[str, Any], path: Pat
         raise ValueError(f"{path} has an optimizer state that does not fit: {error}") from error
 
 
-def prune_numbered(folder: Path, keep: int) -> None:
-    """Delete all but the ``keep`` newest ``checkpoint_NN.pth``; 0 keeps all."""
+def prune_numbered(folder: Path, keep: int, epoch: int) -> None:
+    """Delete all but the ``keep`` newest ``checkpoint_NN.pth`` up to ``epoch``; 0 keeps all. Later ones are another run's."""
     numbered = sorted(
         (int(found.group(1)), path) for path in folder.iterdir() if (found := _NUMBERED.fullmatch(path.name))
     )
-    for _, path in numbered[:-keep] if keep else []:
+    past = [path for number, path in numbered if number <= epoch]
+    for path in past[:-keep] if keep else []:
         path.unlink()

@@ -21,11 +21,14 @@ class SettingsError(ValueError):
 
 
 def find_config(path: Path) -> Path:
-    """The file itself, or where there is none the file of that name that comes with blip_fast."""
+    """The file itself, or where there is none the file of that name that comes with blip_fast.
+
+    Case does not count there: published texts also write Pretrain.yaml. SettingsError where there is neither.
+    """
     if path.is_file():
         return path
-    shipped = Path(str(resources.files("blip_fast.configs").joinpath(path.name)))
-    if path.suffix == ".yaml" and shipped.is_file():
+    shipped = Path(str(resources.files("blip_fast.configs").joinpath(path.name.lower())))
+    if shipped.suffix == ".yaml" and shipped.is_file():
         return shipped
     raise SettingsError(f"config={str(path)!r} is no file; expected a YAML file with settings")
 

@@ -24,7 +24,7 @@ from blip_fast.training.checkpoint import (
     read_content,
     write_content,
 )
-from blip_fast.training.distributed import SharedFlag, barrier, broadcast_object
+from blip_fast.training.distributed import SharedFlag, barrier, broadcast_object, gather_objects
 from blip_fast.training.logs import HISTORY, LOG, append_line, forget_from, log_line
 from blip_fast.training.loop import epoch_batches, train_steps
 from blip_fast.training.losses import LossReader, NonFiniteLossError, save_bad_step
@@ -63,17 +63,6 @@ class RunOptions:
     profile: bool = False
 
 
-@dataclasses.dataclass
-class Best:
-    """The best epoch so far, and up to which epoch all is written (``progress.json``)."""
-
-    run: str
-    epoch: int = -1
-    score: float = -1.0
-    best_epoch: int = 0
-    test: dict[str, float] = dataclasses.field(default_factory=dict)
-
-
 class Engine:
     """One run of a task. All ranks make one and call :meth:`run`."""
 
@@ -81,8 +70,9 @@ class Engine:
         self.task, self.options = task, options
         self.settings, self.context, self.routine = task.settings, task.context, task.routine
         self.folder = self.context.output_dir
-        self.bad, self.told = task.bad, 0
+        self.bad, self.looked_at, self.told = task.bad, 0, set[str]()
         self.config = self.settings.model_dump()
+        self.given = self.config | {"seed": self.context.seed}  # a resumed run tells what has changed of these
 
     def run(self) -> Outcome:
         """Train, or evaluate where that is asked for or all that the program does."""
@@ -98,8 +88,9 @@ class Engine:
     # Training
 
     def _train(self) -> Outcome:
+        state = self._state_file()
         self.trainer: Trainer[Any] = Trainer(
-            self._model(load=not (self.options.checkpoint or self._state_file())),
+            self._model(load=not (self.options.checkpoint or state)),
             self.task.losses,
             self.settings,
             self.task.to_device,
@@ -107,10 +98,10 @@ class Engine:
         )
         self.config |= self._model_fields(self.trainer.model)
         seed_everything(self.context.seed, self.context.rank)
-        self._start()
+        self._start(state)
         with unchanged_random_state():  # what a resumed run does here must not show in its numbers
             self.data = self.task.train_data()
-            self._count_bad()
+            self._tell_bad()
             self._say(f"number of training samples: {len(self.data)}")
             watch = Watch(self.task, self.trainer, self.samples_per_step, self.place.steps, self.options.profile)
         self.flag = SharedFlag()
@@ -127,9 +118,12 @@ class Engine:
     def _train_epoch(self, epoch: int, watch: Watch) -> bool:
         """The steps of an epoch that are left to do; False where a signal ended it."""
         place = self.place
+        self.log = MetricLog(place.series)
+        if self._is_last_step():
+            return True  # only the evaluation was left
         batches, steps = epoch_batches(self.task, self.data, epoch, place.step)
         watch.start_epoch(place, steps)
-        reader, self.log = LossReader(), MetricLog(place.series)
+        reader = LossReader()
         for report in train_steps(self.task, self.trainer, batches, epoch, steps, place.step, watch.counting):
             place.step, place.steps = place.step + 1, place.steps + 1
             self._count_bad(report.batches)
@@ -139,6 +133,7 @@ class Engine:
             stopped = self.flag.poll()
             self._record(reader, watch, wait=bool(last or due or stopped))
             if last or due or stopped:
+                self._tell_bad()
                 self._save_state()
             if stopped or (last and self.flag.settle()):
                 self._say(f"SIGTERM: state saved in {self.folder / resume.FILE}; --resume auto goes on from there")
@@ -147,13 +142,29 @@ class Engine:
                 break
         return True
 
-    def _count_bad(self, group: tuple[Any, ...] = ()) -> None:
-        """Count what could not be read for these batches, and tell what has not been told."""
+    def _count_bad(self, group: tuple[Any, ...]) -> None:
+        """Count what could not be read for these batches; rank 0 tells its own at once."""
         for batch in group:
             self.bad.add(batch.broken)
-        for message in itertools.islice(self.bad.messages, self.told, None):
-            self._say(f"skipped: {message}")
-        self.told = len(self.bad)
+        if self.context.is_main:
+            self._say_skipped(self._new_bad())
+
+    def _tell_bad(self) -> None:
+        """Tell what the ranks could not read and has not been told; all of them call it."""
+        for messages in gather_objects(self._new_bad()) or ():
+            self._say_skipped(messages)
+
+    def _new_bad(self) -> list[str]:
+        """What this rank could not read since it was last asked."""
+        new = list(itertools.islice(self.bad.messages, self.looked_at, None))
+        self.looked_at = len(self.bad)
+        return new
+
+    def _say_skipped(self, messages: list[str]) -> None:
+        for message in messages:
+            if message not in self.told:  # ranks read the same annotations
+                self._say(f"skipped: {message}")
+        self.told.update(messages)
 
     def _record(self, reader: LossReader, watch: Watch, wait: bool) -> None:
         try:
@@ -171,7 +182,7 @@ class Engine:
 
     def _finish_epoch(self, epoch: int, watch: Watch) -> None:
         """Evaluate, write the checkpoint and the line of log.txt, as the published program does after an epoch."""
-        if self.best.epoch < epoch:
+        if self.best.steps < self.place.steps:
             averages = self.log.averages_over_ranks()
             watch.end_epoch(averages)
             model, splits = self.trainer.model, self.routine.splits
@@ -186,10 +197,10 @@ class Engine:
                 )
                 formats = self.routine.train_format, self.routine.metric_format
                 append_line(self.folder / LOG, log_line(averages, metrics, extra, *formats))
-                self.best.epoch = epoch
+                self.best.steps = self.place.steps
                 self._write_progress()
             barrier()
-        self.best.epoch = epoch
+        self.best.steps = self.place.steps
         self.place.epoch, self.place.step, self.place.series = epoch + 1, 0, {}
 
     def _checkpoint(self, epoch: int, metrics: dict[str, Metrics]) -> None:
@@ -201,12 +212,12 @@ class Engine:
             if not score > self.best.score:
                 return
             self.best.score, self.best.best_epoch = score, epoch
-            self.best.test = dict(metrics.get("test", {}))
+            self.best.test = {metric: float(value) for metric, value in metrics.get("test", {}).items()}
             name = BEST
         content = published_content(self.trainer, self.config, epoch)
         if self.context.is_main:
             write_content(self.folder / name, content)
-            prune_numbered(self.folder, self.settings.keep_last)
+            prune_numbered(self.folder, self.settings.keep_last, epoch)
 
     def _finish_run(self) -> None:
         if self.routine.final_splits:
@@ -245,7 +256,9 @@ class Engine:
             if trainer is not None:
                 stack.enter_context(trainer.parallel.whole())
             model.eval()
-            return self.task.evaluate(model, split, epoch)
+            metrics = self.task.evaluate(model, split, epoch)
+        self._tell_bad()
+        return metrics
 
     def _write_samples(self, model: nn.Module) -> None:
         with (
@@ -261,18 +274,16 @@ class Engine:
 
     def _model(self, load: bool) -> nn.Module:
         """The model on the device, with the same values on every rank; ``load`` what it starts from."""
-        model = self.task.build_model()
+        model = self.task.prepared_model()
         if load:
             self.task.load_initial(model)
-        if self.settings.vit_grad_ckpt and self.routine.trains:
-            model.visual_encoder.set_grad_checkpointing(True, self.settings.vit_ckpt_layer, self.settings.recompute)
         return model.to(self.context.device)
 
-    def _start(self) -> None:
+    def _start(self, state: Path | None) -> None:
         """Load the state or checkpoint to go on from; else begin a new run."""
-        self.place = resume.Place(run=broadcast_object(uuid.uuid4().hex))
-        self.best = Best(self.place.run)
-        state = self._state_file()
+        log = self.folder / LOG
+        self.place = resume.Place(broadcast_object(uuid.uuid4().hex), log.stat().st_size if log.is_file() else 0)
+        self.best = resume.Best(self.place.run)
         if state is not None:
             self._load_state(state)
             return
@@ -285,26 +296,39 @@ class Engine:
             self._say(f"resume checkpoint from {self.options.checkpoint}")
 
     def _state_file(self) -> Path | None:
-        if self.options.resume != "auto":
-            return Path(self.options.resume) if self.options.resume else None
-        path = self.folder / resume.FILE
-        return path if path.is_file() else None
+        """The resume state to go on from, if any. ValueError on all ranks where only some of them see it."""
+        if not self.options.resume:
+            return None
+        automatic = self.options.resume == "auto"
+        path = self.folder / resume.FILE if automatic else Path(self.options.resume)
+        found: list[bool] = broadcast_object(gather_objects(path.is_file()))
+        if any(found) and not all(found):
+            raise ValueError(f"resume={self.options.resume!r}: {path} is there for rank {found.index(True)}, but not for "
+                             f"rank {found.index(False)}; expected the file on the machines of all ranks")  # fmt: skip
+        return path if found[0] or not automatic else None
 
     def _load_state(self, path: Path) -> None:
-        for name, (then, now) in resume.changed_settings(path, self.settings.model_dump()).items():
+        for name, (then, now) in resume.changed_settings(path, self.given).items():
             self._say(f"{name} was {then!r} when the state was saved and is {now!r} now")
-        self.place, exact = resume.load_state(path, self.trainer, self.context.rank, self.context.world_size)
+        context = self.context
+        self.place, self.best, exact = resume.load_state(path, self.trainer, context.rank, context.world_size)
         self._rescale_place(exact)
-        progress = self.folder / "progress.json"
-        if progress.is_file():
-            best = Best(**json.loads(progress.read_text(encoding="utf-8")))
-            self.best = best if best.run == self.place.run else self.best
+        self.best = broadcast_object(self._written_since() or self.best)
         if self.context.is_main:
-            done = self.best.epoch >= self.place.epoch
-            forget_from(self.folder / LOG, self.place.epoch + done)
+            done = self.best.steps == self.place.steps
+            forget_from(self.folder / LOG, self.place.epoch + done, start=self.place.log_start)
             forget_from(self.folder / HISTORY, self.place.epoch, self.place.step)
         self._say(f"resumed from {path}: epoch {self.place.epoch}, step {self.place.step}")
         barrier()
+
+    def _written_since(self) -> resume.Best | None:
+        """What ``progress.json`` says, if it is of just this place: the epoch was evaluated after its state was saved."""
+        file = self.folder / "progress.json"
+        if not file.is_file():
+            return None
+        content = json.loads(file.read_text(encoding="utf-8"))
+        here = {"run": self.place.run, "steps": self.place.steps}
+        return resume.Best(**content) if content | here == content else None
 
     def _rescale_place(self, exact: bool) -> None:
         """After a change of ranks, batch size or accumulation: the step up to which as many samples have been seen."""
@@ -322,7 +346,7 @@ class Engine:
     def _save_state(self) -> None:
         self.place.samples, self.place.series = self.samples_per_step, self.log.all_series()
         path = self.folder / resume.FILE
-        resume.save_state(path, self.trainer, self.place, self.settings.model_dump(), self.context.is_main)
+        resume.save_state(path, self.trainer, self.place, self.best, self.given, self.context.is_main)
 
     def _write_progress(self) -> None:
         resume.write_text(self.folder / "progress.json", json.dumps(dataclasses.asdict(self.best)) + "\n")

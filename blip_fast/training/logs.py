@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,18 +29,26 @@ def log_line(
 
 
 def append_line(path: Path, line: Mapping[str, Any] | str) -> None:
-    """Append a line: JSON, or a text as it is (without line break: the published end of NLVR2's log)."""
+    """Append a line: JSON, or a text as it is (without line break: the published end of NLVR2's log).
+
+    A line break that the end of the file lacks comes first.
+    """
     text = line if isinstance(line, str) else json.dumps(line) + "\n"
-    with path.open("a", encoding="utf-8") as file:
-        file.write(text)
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            text = text if file.read() == b"\n" else "\n" + text
+        file.write(text.encode())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON objects of a file of lines; what is none (a torn last line, NLVR2's end) is left out."""
-    if not path.is_file():
-        return []
+    return _objects(path.read_bytes()) if path.is_file() else []
+
+
+def _objects(content: bytes) -> list[dict[str, Any]]:
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in content.splitlines():
         try:
             line = json.loads(text)
         except ValueError:
@@ -49,10 +58,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def forget_from(path: Path, epoch: int, step: int = 0) -> None:
+def forget_from(path: Path, epoch: int, step: int = 0, start: int = 0) -> None:
     """Drop the lines of steps that a resumed run will take again: from ``step`` of ``epoch`` on.
 
-    A line without "step" is that of a whole epoch.
+    A line without "step" is that of a whole epoch. The first ``start`` bytes are of earlier runs and stay as they are.
     """
     if not path.is_file():
         return
@@ -61,5 +70,8 @@ def forget_from(path: Path, epoch: int, step: int = 0) -> None:
         place = (line.get("epoch", -1), line["step"] if "step" in line else float("inf"))
         return place < (epoch, step)
 
-    kept = "".join(json.dumps(line) + "\n" for line in read_lines(path) if stays(line))
-    write_atomically(path, lambda part: part.write_text(kept, encoding="utf-8"))
+    content = path.read_bytes()
+    kept = [json.dumps(line).encode() + b"\n" for line in _objects(content[start:]) if stays(line)]
+    head = content[:start]
+    between = b"\n" if kept and head and not head.endswith(b"\n") else b""
+    write_atomically(path, lambda part: part.write_bytes(head + between + b"".join(kept)))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from blip_fast.checkpoints import BERT_BASE, VIT_BASE, VIT_LARGE
 from blip_fast.config import BlipConfig
@@ -85,7 +85,7 @@ class RunSettings(BaseModel):
         for name in values:
             if name not in known:
                 raise ValueError(f"has no field '{name}'{nearest(name, known)}")
-        return values
+        return {name: model_value(name, value) for name, value in values.items()}
 
     def blip_config(self) -> BlipConfig:
         """The model that the published program builds with these settings."""
@@ -249,6 +249,18 @@ class VideoRetrievalSettings(RunSettings):
     batch_size: Positive = 64
     k_test: Positive = 128
     num_frm_test: Positive = 8
+
+
+def model_value(name: str, value: Any) -> Any:
+    """A field of `BlipConfig` as the number that it is there: 1e-12 is text to PyYAML. ValueError where it is none.
+
+    True and False, which would be 1 and 0, are left to `BlipConfig`, which refuses them.
+    """
+    kind = get_type_hints(BlipConfig)[name]
+    try:
+        return value if isinstance(value, bool) else TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        raise ValueError(f"has {name}={value!r}; expected a {'whole ' if kind is int else ''}number") from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from blip_fast.cli import main, report, train
 from blip_fast.data.demo_pairs import demo_root
@@ -59,7 +60,11 @@ def test_a_run_leaves_the_published_files_and_ours(output: Path) -> None:
 
 
 def test_the_page_stands_alone_and_escapes(output: Path) -> None:
-    pictures = [str(next(demo_root().rglob("*.png"))), str(demo_root() / "train.json"), "/absent.png"]
+    damaged = output / "damaged.png"  # PIL calls this a SyntaxError
+    Image.effect_noise((400, 400), 100).save(damaged)
+    head, *rest = damaged.read_bytes().split(b"IDAT")
+    damaged.write_bytes(b"IDAT".join([head, rest[0] + b"\0DAT" + rest[1], *rest[2:]]))
+    pictures = [str(next(demo_root().rglob("*.png"))), str(demo_root() / "train.json"), "/absent.png", str(damaged)]
     samples = [{"picture": picture, "generated": "a <script>alert(1)</script>"} for picture in pictures]
     (output / "samples.json").write_text(json.dumps(samples))
     result = CliRunner().invoke(report.command, [str(output)])
@@ -93,6 +98,17 @@ def test_a_dry_run_tells_sizes_and_writes_nothing(config: Path, tmp_path: Path) 
         r"memory       0\.\d\d GiB: weights .*, gradients .*, optimizer .*, activations",
     ):
         assert re.search(pattern, result.output), pattern
+
+
+def test_a_dry_run_counts_activation_checkpointing(config: Path) -> None:
+    sizes = ["--set", "image_size=256", "--set", "batch_size=32", "--set", "vit_ckpt_layer=2"]
+    activations = []
+    for wanted in ("False", "True"):
+        result = invoke("--config", config, "--dry-run", *sizes, "--set", f"vit_grad_ckpt={wanted}")
+        found = re.search(r"activations (\d\.\d\d) GiB", result.output)
+        assert found is not None, result.output
+        activations.append(float(found[1]))
+    assert activations[1] < 0.7 * activations[0]
 
 
 def test_a_dry_run_names_missing_files(config: Path) -> None:

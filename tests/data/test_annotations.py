@@ -22,6 +22,22 @@ def to_line(entry: Entry) -> Line:
     return Line(entry.text("text"))
 
 
+def test_only_line_breaks_end_a_line(annotate: Annotate) -> None:
+    texts = ["next\u0085line", "line\u2028separator", "form\ffeed"]
+    file = annotate("".join(json.dumps({"text": text}, ensure_ascii=False) + "\r\n" for text in texts), "a.jsonl")
+    assert [line.text for line in read_records([file], Line, to_line)] == texts
+
+
+@pytest.mark.parametrize("get", [Entry.text, Entry.texts])
+def test_halves_of_characters_are_counted_as_bad(get: Any, annotate: Annotate) -> None:
+    bad = BadSamples(1)
+    file = annotate([{"text": "whole \U0001f600"}, {"text": "cut \ud83d"}])
+    assert len(read_records([file], Line, lambda entry: Line(str(get(entry, "text"))), bad)) == 1
+    assert next(iter(bad.messages)).endswith(
+        r"'text' is 'cut \ud83d'; expected text without halves of characters (lone surrogates)"
+    )
+
+
 def test_files_follow_each_other(annotate: Annotate) -> None:
     first = annotate([{"text": "one"}, {"text": "two"}], "1.json")
     second = annotate('{"text": "three"}\n\n{"text": "four"}\n', "2.jsonl")

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from blip_fast.data.loader import make_loader
+from blip_fast.data.loader import make_loader, start_worker
 from blip_fast.data.pretrain import PretrainBatch, PretrainData
 from blip_fast.data.sampling import EpochSampler
 from blip_fast.data.transforms import train_transform
@@ -61,6 +62,18 @@ def test_texts_arrive_packed(data: PretrainData) -> None:
     (batch, *_) = batches(data, 1)
     assert batch.texts.exact
     assert batch.texts.cu_seqlens.tolist() == [0, 4, 8]
+
+
+def test_workers_leave_a_first_sigterm_to_the_main_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one, by which the main process ends them, ends also those that are stuck in a sample."""
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "")  # is put back
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        start_worker(0)
+        signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_bad_arguments_are_named(data: PretrainData) -> None:

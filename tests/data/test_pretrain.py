@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from blip_fast.data import annotations
 from blip_fast.data.packing import pack
 from blip_fast.data.pretrain import PretrainData
 from blip_fast.data.tokenizer import load_tokenizer, restrict_vocabulary
@@ -78,6 +79,18 @@ def test_rotating_files_are_taken_in_turns_by_name(root: Path, annotate: Annotat
     assert alone.captions == ["first"]
     with pytest.raises(ValueError, match="hold no entries"):
         PretrainData([], root, eval_transform(8))
+
+
+def test_a_rotating_file_is_read_when_its_turn_comes(
+    root: Path, annotate: Annotate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, reads = annotations.read_list, []
+    monkeypatch.setattr(annotations, "read_list", lambda file: reads.append(file.name) or read(file))
+    files = [annotate([pair("a.png")], name) for name in ("1.json", "2.json")]
+    data = PretrainData([], root, eval_transform(8), rotating=files)
+    for epoch in (0, 0, 1, 1, 2):
+        data.set_epoch(epoch)
+    assert reads == ["1.json", "2.json", "1.json"]
 
 
 def test_released_lists_without_pictures_are_refused(root: Path, annotate: Annotate) -> None:

@@ -41,6 +41,15 @@ def test_evaluation_stops_at_a_broken_picture_or_puts_a_black_one_there(broken_r
     assert batch.images[1].mean() < 0
 
 
+def test_loops_over_samples_end(root: Path, annotate: Annotate) -> None:
+    data = pretrain_data(root, annotate, PAIRS[:3])
+    assert [sample.caption for sample in data] == ["a", "b", "c"]
+    assert data[-1].index == 2
+    for number in (3, -4, 10**9):
+        with pytest.raises(IndexError):
+            data[number]
+
+
 def test_nothing_but_broken_pictures_is_an_error(broken_root: Path, annotate: Annotate) -> None:
     with pytest.raises(BrokenSampleError, match="none of the 3 samples can be read; the first: b"):
         pretrain_data(broken_root, annotate, PAIRS[1:])[0]

@@ -9,22 +9,18 @@ from torch.utils.data import DistributedSampler
 from blip_fast.data.sampling import EpochSampler, sample_seed, seeded
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize(("length", "world_size"), [(10, 1), (11, 2), (3, 4), (12, 4)])
-def test_ranks_get_what_torchs_sampler_deals_them(length: int, world_size: int, shuffle: bool) -> None:
+def test_ranks_get_what_torchs_sampler_deals_them(length: int, world_size: int) -> None:
     for rank, epoch in itertools.product(range(world_size), (0, 3)):
-        theirs = DistributedSampler(range(length), world_size, rank, shuffle=shuffle, seed=5)
-        ours = EpochSampler(length, 1, 5, rank, world_size, shuffle=shuffle)
+        theirs = DistributedSampler(range(length), world_size, rank, seed=5)
+        ours = EpochSampler(length, 1, 5, rank, world_size)
         theirs.set_epoch(epoch)
         ours.set_epoch(epoch)
         assert ours.indices() == list(theirs)
 
 
-def test_the_last_batch_is_dropped_or_kept() -> None:
+def test_a_last_batch_that_is_not_full_is_dropped() -> None:
     assert [len(batch) for batch in EpochSampler(10, 4)] == [4, 4]
-    sampler = EpochSampler(10, 4, drop_last=False)
-    assert [len(batch) for batch in sampler] == [4, 4, 2]
-    assert len(sampler) == 3
 
 
 def test_an_epoch_goes_on_where_it_stopped() -> None:
@@ -65,17 +61,11 @@ def test_a_seeded_block_repeats_and_leaves_no_trace() -> None:
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_data_may_change_its_length() -> None:
-    sampler = EpochSampler(10, 5)
-    sampler.set_epoch(1, length=16)
-    assert len(sampler) == 3
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"length": 3, "batch_size": 4}, "batch_size=4 on each of 1 ranks is more than the 3 samples"),
-        ({"length": 0, "batch_size": 1, "drop_last": False}, "more than the 0 samples"),
+        ({"length": 0, "batch_size": 1}, "more than the 0 samples"),
         ({"length": 3, "batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"length": 3, "batch_size": 1, "rank": 2, "world_size": 2}, "rank=2 is not below world_size=2"),
     ],

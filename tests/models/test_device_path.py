@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from blip_fast import models
 from blip_fast.benchmarks.models.counts import CountReads
+from blip_fast.generation import GeneratedIds
 from blip_fast.optim import AdamWMomentum
 from tests.models.heads import HEADS
 
@@ -57,6 +58,20 @@ def test_forward_on_fake_cuda(name):
         inputs = tuple(torch.empty(t.shape, dtype=t.dtype, device="cuda") for t in head.inputs())
         loss = head.loss(on_fake_cuda(model), inputs)
     assert loss.device.type == "cuda"
+
+
+def test_answers_are_generated_with_masks_on_the_cpu(monkeypatch):
+    """Where data loaders leave them, so that lengths can be read. What reads tokens is left out: fakes have no values."""
+    with torch.device("meta"):
+        model = HEADS["vqa"].build(models.BlipVQA).eval()
+    monkeypatch.setattr(
+        "blip_fast.models.vqa.generate", lambda decoder, states, *rest: GeneratedIds(states, states, states)
+    )
+    monkeypatch.setattr("blip_fast.models.vqa.prompts_of", lambda *arguments: None)
+    with FakeTensorMode():
+        images, ids = torch.empty(2, 3, 16, 16, device="cuda"), torch.ones(2, 5, dtype=torch.int64, device="cuda")
+        states = on_fake_cuda(model).generate_ids(images, ids, torch.ones(2, 5, dtype=torch.int64))
+    assert states.device.type == "cuda"
 
 
 def test_the_counter_counts():

@@ -57,7 +57,7 @@ def test_files_exist(program: str, folder: Path, tmp_path: Path) -> None:
 def test_a_step_lowers_the_loss(program: str, folder: Path, tmp_path: Path) -> None:
     task = make(program, folder, tmp_path, model=miniature.MODEL | dict(hidden_dropout=0.0, attention_dropout=0.0))
     data = task.train_data()
-    sampler = EpochSampler(len(data), task.batch_size, shuffle=False)
+    sampler = EpochSampler(len(data), task.batch_size)
     batch = task.to_device(next(iter(make_loader(data, sampler, workers=0))))
     model = model_of(task).train()
     model.momentum_in_forward = False
@@ -123,6 +123,22 @@ def test_caption(folder: Path, tmp_path: Path) -> None:
 def test_references_are_those_of_the_annotations_without_a_folder_of_their_own(folder: Path, tmp_path: Path) -> None:
     task = make("caption", folder, tmp_path)
     assert make("caption", folder, tmp_path, coco_gt_root="").references("val") == task.references("val")
+
+
+@pytest.mark.parametrize("references", ["coco_gt", "annotations"])
+def test_images_without_an_entry_are_not_scored(references: str, tmp_path: Path) -> None:
+    folder = miniature.build(tmp_path)
+    file = folder / "annotation" / "coco_karpathy_val.json"
+    entries = json.loads(file.read_text())
+    flat = [{"image": entry["image"], "caption": text} for entry in entries[2:] for text in entry["caption"]]
+    file.write_text(json.dumps([entries[0], {"caption": ["malformed"]}, *flat]))  # one caption an entry, too
+    more = {"coco_gt_root": ""} if references == "annotations" else {}
+    task = make("caption", folder, tmp_path / "output", **more)
+    assert task.references("val") == {
+        number: entry["caption"] for number, entry in enumerate(entries, 200) if number != 201
+    }
+    assert "CIDEr" in task.evaluate(model_of(task).eval(), "val", 0)
+    assert len(task.bad) == 1
 
 
 def test_nocaps(folder: Path, tmp_path: Path) -> None:

@@ -127,7 +127,9 @@ def test_only_numbered_checkpoints_are_pruned(tmp_path: Path) -> None:
     names = ["checkpoint_09.pth", "checkpoint_10.pth", "checkpoint_100.pth", "checkpoint_best.pth", "resume.pth"]
     for name in names:
         (tmp_path / name).touch()
-    prune_numbered(tmp_path, 0)
+    prune_numbered(tmp_path, 0, 100)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
-    prune_numbered(tmp_path, 2)
+    prune_numbered(tmp_path, 1, 10)  # 100 is of an earlier, longer run
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
+    prune_numbered(tmp_path, 1, 100)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])

@@ -134,6 +134,18 @@ def test_overrides_are_yaml_values(tmp_path: Path) -> None:
             load_settings(PretrainSettings, CONFIGS / "pretrain.yaml", [override])
 
 
+def test_fields_of_the_model_are_numbers(tmp_path: Path) -> None:
+    overrides = ["model.text_layer_norm_eps=1e-12", "model.text_layers='2'"]
+    settings = load_settings(PretrainSettings, CONFIGS / "pretrain.yaml", overrides)
+    assert settings.model == {"text_layer_norm_eps": 1e-12, "text_layers": 2}
+    assert settings.blip_config().text_layer_norm_eps == 1e-12
+    for value, message in (("1.5", "has text_layers=1.5; expected a whole number"), ("many", "has text_layers='many'")):
+        with pytest.raises(SettingsError, match=message):
+            load_settings(PretrainSettings, CONFIGS / "pretrain.yaml", [f"model.text_layers={value}"])
+    with pytest.raises(ValueError, match="text_layers=True"):
+        PretrainSettings(model={"text_layers": True}).blip_config()
+
+
 def test_settings_are_written_as_they_are_read(tmp_path: Path) -> None:
     settings = PretrainSettings(train_file=["ä.json"], model={"momentum": 0.9}, init_lr=1e-5)
     write_settings(settings, tmp_path / "config.yaml")
@@ -159,6 +171,7 @@ def test_other_files_are_refused(tmp_path: Path, text: str, message: str) -> Non
 def test_a_name_without_a_file_is_the_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_config(Path("./configs/vqa.yaml")) == CONFIGS / "vqa.yaml"
+    assert find_config(Path("configs/Pretrain.yaml")) == CONFIGS / "pretrain.yaml"
     own = write(tmp_path / "vqa.yaml", PUBLISHED["vqa"])
     assert find_config(own) == own
     with pytest.raises(SettingsError, match=r"config='other\.yaml' is no file"):

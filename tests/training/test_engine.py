@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,8 @@ def test_programs_that_only_evaluate_never_train(tmp_path: Path) -> None:
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     run(toy(tmp_path, keep_last=1))
     assert [path.name for path in tmp_path.glob("checkpoint_*")] == [LAST]
+    run(toy(tmp_path, keep_last=1, max_epoch=2))  # a longer run has been here before
+    assert sorted(path.name for path in tmp_path.glob("checkpoint_*")) == ["checkpoint_01.pth", LAST]
 
 
 def test_max_steps_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
@@ -163,6 +166,60 @@ def test_a_crash_in_evaluation_evaluates_again(tmp_path: Path) -> None:
     assert resumed.evaluated == [("val", 1), ("test", 1), ("val", 2), ("test", 2)]
     assert log_lines(tmp_path / "whole") == log_lines(tmp_path / "parts")
     assert same(*(weights(tmp_path / name / "checkpoint_best.pth") for name in ("whole", "parts")))
+
+
+def test_a_crash_in_the_last_evaluation_takes_no_more_steps(tmp_path: Path) -> None:
+    task = toy(tmp_path, [], Routine(final_splits=("test",)), max_steps=8)  # has no metrics
+    with pytest.raises(IndexError):
+        run(task)
+    for _ in range(2):
+        resumed = toy(tmp_path, [{}], Routine(final_splits=("test",)), max_steps=8)
+        run(resumed, resume="auto")
+        assert (resumed.steps, resumed.evaluated) == (0, [("test", None)])
+    assert torch.load(tmp_path / resume.FILE, weights_only=True)["place"]["steps"] == 8
+
+
+def test_more_steps_than_the_run_had_are_evaluated_too(tmp_path: Path) -> None:
+    run(toy(tmp_path, scores(0.5, 0.6), BEST_ROUTINE, max_steps=8))
+    longer = toy(tmp_path, scores(0.9), BEST_ROUTINE, max_steps=10)
+    run(longer, resume="auto")
+    assert (longer.steps, longer.evaluated) == (2, [("val", 1), ("test", 1)])
+    assert torch.load(tmp_path / "checkpoint_best.pth", weights_only=True)["optimizer"]["state"][0]["step"] == 10
+
+
+def test_an_older_state_does_not_know_what_came_later(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.pth"
+    task = toy(tmp_path, scores(0.5, 0.9, 0.8), BEST_ROUTINE, save_every_steps=1)
+    interrupt_at(task, 8, lambda: shutil.copy(tmp_path / resume.FILE, kept))
+    run(task)
+    again = toy(tmp_path, scores(0.6, 0.7), BEST_ROUTINE)
+    run(again, resume=str(kept))
+    assert again.evaluated == [("val", 1), ("test", 1), ("val", 2), ("test", 2)]
+    assert [(line["epoch"], line["val_c"], line["best_epoch"]) for line in log_lines(tmp_path)] == [
+        (0, 0.5, 0), (1, 0.6, 1), (2, 0.7, 2)
+    ]  # fmt: skip
+
+
+def test_a_resumed_run_leaves_the_log_of_earlier_runs_alone(tmp_path: Path) -> None:
+    run(toy(tmp_path))
+    task = toy(tmp_path)
+    interrupt_at(task, 8, crash)
+    with pytest.raises(Interrupted):
+        run(task)
+    run(toy(tmp_path), resume="auto")
+    assert [line["epoch"] for line in log_lines(tmp_path)] == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_resumed_run_takes_and_tells_changed_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(toy(tmp_path, max_epoch=1))
+    task = toy(tmp_path, weight_decay=0.5)
+    task.context = dataclasses.replace(task.context, console=Console(width=300), seed=5)
+    run(task, resume="auto")
+    printed = capsys.readouterr().out
+    assert "weight_decay was 0.05 when the state was saved and is 0.5 now" in printed
+    assert "seed was 42 when the state was saved and is 5 now" in printed
+    content = torch.load(tmp_path / resume.FILE, weights_only=True)
+    assert content["optimizer"]["param_groups"][0]["weight_decay"] == 0.5
 
 
 def test_sigterm_saves_and_ends_well(tmp_path: Path) -> None:
@@ -242,6 +299,24 @@ def test_broken_samples_are_counted_up_to_the_limit(tmp_path: Path) -> None:
     task.train_data = lambda: data  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="2 samples cannot be read, more than max_bad_samples=1"):
         run(task)
+
+
+@pytest.mark.parametrize("evaluate", [False, True])
+def test_samples_that_are_broken_in_evaluation_are_named(
+    evaluate: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = toy(tmp_path, scores(0.5), BEST_ROUTINE, max_epoch=1)
+    task.context = dataclasses.replace(task.context, console=Console(width=300))
+    task.bad.limit, judge = 9, task.evaluate
+
+    def judge_broken(model: torch.nn.Module, split: Any, epoch: int | None) -> Any:
+        task.bad.add([f"{split}.png: broken", "both.png: broken"])
+        return judge(model, split, epoch)
+
+    task.evaluate = judge_broken  # type: ignore[method-assign]
+    run(task, evaluate=evaluate)
+    skipped = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped: ")]
+    assert skipped == [f"skipped: {name}.png: broken" for name in ("val", "both", "test")]
 
 
 def test_what_cannot_be_gone_on_from_is_named(tmp_path: Path) -> None:

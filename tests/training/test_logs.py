@@ -33,3 +33,24 @@ def test_epochs_that_are_finished_again_are_forgotten(tmp_path: Path) -> None:
     forget_from(path, 1)
     assert path.read_text() == '{"epoch": 0}\n'
     forget_from(tmp_path / "absent.txt", 1)
+
+
+def test_lines_of_earlier_runs_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    append_line(path, {"epoch": 1})
+    append_line(path, "best epoch: 1")
+    earlier = path.read_text()
+    for epoch in range(2):
+        append_line(path, {"epoch": epoch})
+    forget_from(path, 1, start=len(earlier))
+    assert path.read_text() == earlier + '\n{"epoch": 0}\n'
+    forget_from(path, 0, start=len(earlier))
+    assert path.read_text() == earlier
+
+
+def test_lines_begin_on_a_line_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    append_line(path, "best epoch: 2")
+    append_line(path, {"val_acc": 0.5})
+    append_line(path, {"val_acc": 0.25})
+    assert path.read_text() == 'best epoch: 2\n{"val_acc": 0.5}\n{"val_acc": 0.25}\n'

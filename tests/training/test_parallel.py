@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import multiprocessing
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,14 @@ from torch.distributed.tensor import DTensor
 
 from blip_fast.data.packing import pack
 from blip_fast.models import BlipConfig, BlipPretrain
-from blip_fast.tasks.base import RunContext
+from blip_fast.tasks.base import Routine, RunContext
 from blip_fast.training.distributed import Rank, SharedFlag, gather_objects, process_group
 from blip_fast.training.engine import Engine, RunOptions
 from blip_fast.training.parallel import whole_tensors
 from blip_fast.training.settings import PretrainSettings
 from blip_fast.training.trainer import Trainer
 from tests.models.common import SIZES, texts
-from tests.training.common import ToySettings, ToyTask, same
+from tests.training.common import ToyData, ToySettings, ToyTask, same
 
 STEPS, BATCH = 5, 2
 STRATEGIES = ("ddp", "fsdp")
@@ -114,9 +116,32 @@ def engine_runs(rank: int, ranks: int, folder: Path, strategy: str) -> None:
         torch.manual_seed(0)
         Engine(task, RunOptions(resume="auto")).run()
         dist.barrier()
-        for file in [output / "progress.json", *output.glob("checkpoint_01.pth")] if stop and rank == 0 else []:
-            file.unlink()
-        dist.barrier()
+
+
+def told(rank: int, ranks: int, folder: Path) -> list[str]:
+    """What a rank prints of a run in which each cannot read a picture of its own, in training and in evaluation."""
+    file = io.StringIO()
+    context = RunContext(rank=rank, world_size=ranks, output_dir=folder, console=Console(file=file, quiet=rank != 0))
+    task = ToyTask(ToySettings(max_epoch=1), context)
+    task.routine = Routine(splits=("val",))  # type: ignore[misc]
+    data = ToyData()
+    data.collate = lambda rows: dataclasses.replace(ToyData.collate(rows), broken=(f"train{rank}",))  # type: ignore[method-assign]
+    task.train_data = lambda: data  # type: ignore[method-assign]
+    task.evaluate = lambda *arguments: task.bad.add([f"val{rank}", "val of all"]) or {}  # type: ignore[method-assign, func-returns-value]
+    Engine(task, RunOptions()).run()
+    return sorted(line for line in file.getvalue().splitlines() if line.startswith("skipped"))
+
+
+def on_disks_of_their_own(rank: int, ranks: int, folder: Path) -> str:
+    """What each rank says where only the first one finds the state."""
+    (folder / "0").mkdir(parents=True, exist_ok=True)
+    (folder / "0" / "resume.pth").touch()
+    context = RunContext(rank=rank, world_size=ranks, output_dir=folder / str(rank), console=Console(quiet=True))
+    try:
+        Engine(ToyTask(ToySettings(), context), RunOptions(resume="auto")).run()
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def flags(rank: int, ranks: int) -> list[bool]:
@@ -134,6 +159,8 @@ def worker(rank: int, ranks: int, folder: str) -> None:
         result: dict[str, Any] = {strategy: train(rank, strategy) for strategy in strategies}
         result["flags"] = flags(rank, ranks)
         result["gathered"] = gather_objects(f"rank {rank}")
+        result["told"] = told(rank, ranks, Path(folder) / f"told{ranks}")
+        result["apart"] = on_disks_of_their_own(rank, ranks, Path(folder) / f"apart{ranks}")
         if ranks == 2:
             result["accumulated"] = {strategy: accumulated(rank, strategy) for strategy in strategies}
             for strategy in strategies:
@@ -204,6 +231,19 @@ def test_runs_go_on_to_the_same_bits(two_ranks: Any) -> None:
         assert samples[0] == samples[1] != "[]"
     for name, tensor in states["ddp"].items():
         torch.testing.assert_close(states["fsdp"][name], tensor, rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_what_any_rank_cannot_read_is_told_once(results: Any) -> None:
+    names = [f"{split}{rank}" for split in ("train", "val") for rank in range(len(results))]
+    assert results[0]["told"] == sorted(f"skipped: {name}" for name in [*names, "val of all"])
+    assert all(result["told"] == [] for result in results[1:])
+
+
+def test_ranks_that_do_not_share_their_disk_are_told(results: Any) -> None:
+    for result in results:
+        assert result["apart"].endswith(
+            "is there for rank 0, but not for rank 1; expected the file on the machines of all ranks"
+        )
 
 
 def test_a_flag_of_one_rank_is_seen_by_all_at_once(results: Any) -> None:

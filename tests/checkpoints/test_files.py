@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from blip_fast.checkpoints.files import write_atomically
+
+
+def test_writers_with_the_same_process_number_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in two containers with one disk."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    target = tmp_path / "file"
+
+    def write(beside: Path) -> None:
+        beside.write_text("outer")
+        write_atomically(target, lambda other: other.write_text("inner"))
+        assert target.read_text() == "inner"
+
+    write_atomically(target, write)
+    assert target.read_text() == "outer"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
