@@ -35,7 +35,9 @@ def cases(setting: Setting) -> Iterable[Case]:
 
 def _case(texts: int, causal: bool, dtype: torch.dtype, device: torch.device) -> Case:
     forms = Forms(caption_lengths(texts, 0), causal, device)
-    tokens, pairs = int(forms.lengths.sum()), int(forms.lengths.square().sum())
+    lengths = forms.lengths
+    pairs = int((lengths * (lengths + 1) // 2 if causal else lengths.square()).sum())
+    tokens = int(lengths.sum())
 
     def inputs(seed: int) -> tuple[Tensor, ...]:
         generator = torch.Generator(device).manual_seed(seed)
