@@ -31,10 +31,10 @@ def list_benchmarks(root: Path | None) -> None:
     """List the benchmarks, most important first."""
     from blip_fast.benchmarks.discovery import discover
 
-    found, broken = discover(*([root] if root else []))
+    found, broken, lacking = discover(*([root] if root else []))
     for benchmark in found:
         click.echo(f"{benchmark.folder:7} {benchmark.name:24} {benchmark.summary}")
-    for line in broken:
+    for line in broken + lacking:
         click.echo(line, err=True)
     sys.exit(1 if broken else 0)
 
@@ -48,7 +48,7 @@ def list_benchmarks(root: Path | None) -> None:
 @click.option("--json", "json_file", type=NEW_FILE, help="Write the results here.")
 @click.option("--update", is_flag=True, help="Keep what the file of --json says of other benchmarks.")
 @click.option("--published", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Checkout of BLIP.")
-@click.option("--time-limit", type=float, help="Seconds for the whole run; benchmarks left over count as failed.")
+@click.option("--time-limit", type=float, help="Seconds for the whole run; what is left over is not measured.")
 @click.option("--tests-passed/--tests-failed", default=None, help="Record how the tests ended that ran just before.")
 @ROOT
 def run(
@@ -76,9 +76,10 @@ def run(
     from blip_fast.benchmarks.table import new_console
     from blip_fast.benchmarks.worker import DTYPES, split_peers
 
-    found, broken = discover(*([root] if root else []))
+    found, broken, lacking = discover(*([root] if root else []))
     checkout = None if published is None else published.resolve()
-    setting = Setting(checked_device(device), quick, DTYPES.get(dtype or ""), split_peers(peers), checkout)
+    limited = time_limit is not None
+    setting = Setting(checked_device(device), quick, DTYPES.get(dtype or ""), split_peers(peers), checkout, limited)
     try:
         document = run(
             choose(found, names),
@@ -89,6 +90,7 @@ def run(
             seconds=math.inf if time_limit is None else time_limit,
             tests_passed=tests_passed,
             broken=[] if names else broken,
+            lacking=[] if names else lacking,
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
