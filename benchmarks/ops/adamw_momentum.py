@@ -25,7 +25,8 @@ NUMBERS: dict[str, Any] = {"lr": 3e-4, "eps": 1e-8, "weight_decay": 0.05}
 BASELINE = "torch fused AdamW, published loop"
 AIMS = {"cpu": (Aim(1.5, over=BASELINE),), "cuda": (Aim(0.85), Aim(1.5, over=BASELINE))}
 Tensors = list[Tensor]
-Inputs = tuple[Tensors, Tensors, Tensors, Tensors, Tensors, list[Tensor | None]]
+Copies = list[Tensor | None]
+Inputs = tuple[Tensors, Tensors, Tensors, Tensors, Tensors, Copies, Copies]
 
 
 def cases(setting: Setting) -> Iterable[Case]:
@@ -56,7 +57,8 @@ def _case(name: str, prefix: str, setting: Setting) -> Case:
         copies = [copy if has_copy else None for copy, (_, has_copy) in zip(normal(1.0), shapes, strict=True)]
         steps = [torch.tensor(1000.0, device=setting.device) for _ in shapes]
         squares = [tensor.square_() for tensor in normal(0.1)]
-        return normal(1.0), normal(0.1), normal(0.1), squares, steps, copies
+        own = [None if copy is None else copy.clone() for copy in copies]
+        return normal(1.0), normal(0.1), normal(0.1), squares, steps, copies, own
 
     return Case(
         name=name,
@@ -74,15 +76,16 @@ def _case(name: str, prefix: str, setting: Setting) -> Case:
 
 
 def after_adamw(move_copies: Callable[[Tensors, Tensors], None]) -> Callable[..., list[Tensors]]:
-    """A step of `torch.optim.AdamW(fused=True)`, then the copies."""
+    """A step of `torch.optim.AdamW(fused=True)`, then the copies: the published loop's own, since it gives them new memory."""
 
     def run(
-        params: Tensors, grads: Tensors, avgs: Tensors, squares: Tensors, steps: Tensors, copies: list[Tensor | None]
+        params: Tensors, grads: Tensors, avgs: Tensors, squares: Tensors, steps: Tensors, copies: Copies, own: Copies
     ) -> list[Tensors]:
         torch._foreach_add_(steps, 1)
         options = {"beta1": 0.9, "beta2": 0.999, "amsgrad": False, "maximize": False} | NUMBERS
         torch._fused_adamw_(params, grads, avgs, squares, [], steps, **options)
-        pairs = [(copy, param) for copy, param in zip(copies, params, strict=True) if copy is not None]
+        moved = own if move_copies is published_loop else copies
+        pairs = [(copy, param) for copy, param in zip(moved, params, strict=True) if copy is not None]
         followers, followed = map(list, zip(*pairs, strict=True))
         move_copies(followers, followed)
         return [params, avgs, squares, followers]
@@ -105,7 +108,7 @@ def in_one_launch(copies: Tensors, params: Tensors) -> None:
 
 
 def ours(
-    params: Tensors, grads: Tensors, avgs: Tensors, squares: Tensors, steps: Tensors, copies: list[Tensor | None]
+    params: Tensors, grads: Tensors, avgs: Tensors, squares: Tensors, steps: Tensors, copies: Copies, own: Copies
 ) -> list[Tensors]:
     adamw_momentum_step_(params, grads, avgs, squares, steps, copies, momentum=MOMENTUM, **NUMBERS)
     return [params, avgs, squares, [copy for copy in copies if copy is not None]]

@@ -65,6 +65,7 @@ def test_every_available_variant_is_right(benchmark):
         rows = check_variants(case, [variant for variant in case.variants if variant.unavailable is None])
         assert {name: row.reason for name, row in rows.items() if row.status != "ok"} == {}
         assert case.baseline.unavailable is None
+        assert not any(variant.cuda_graph for variant in case.variants if variant.name == "blip_fast reference")
         assert case.flops or case.bytes or case.items
         assert (case.size is not None) == (benchmark.folder == "sweeps")
 
@@ -90,3 +91,17 @@ def test_the_timing_of_a_run_on_a_gpu_fits_into_its_time(monkeypatch):
     assert list(counts)[:2] == ["pretrain_step", "captioning"]
     assert all((count == 0) == (name in ("published", *CPU_ONLY)) for name, count in counts.items())
     assert sum(counts.values()) * (setting.seconds + setting.replay_seconds) < left
+
+
+@pytest.mark.usefixtures("tiny_sizes")
+@pytest.mark.parametrize("name", ["momentum", "adamw_momentum"])
+def test_no_variant_moves_the_copies_of_another(name):
+    """The published loop gives its copies new memory: kernels that know the old addresses would have to look again."""
+    (benchmark,) = (found for found in BENCHMARKS if found.name == name)
+    case = next(iter(benchmark.cases(Setting(torch.device("cpu")))))
+    inputs = case.inputs(0)
+    *_, copies, own = inputs if name == "adamw_momentum" else (inputs[0], inputs[2])
+    addresses = [copy.data_ptr() for copy in copies if copy is not None]
+    case.baseline.run(*inputs)
+    assert [copy.data_ptr() for copy in copies if copy is not None] == addresses
+    assert all(one is None or one.data_ptr() not in addresses for one in own)
