@@ -36,7 +36,9 @@ class Benchmark:
 
 def discover(root: Path = ROOT) -> tuple[list[Benchmark], list[str], list[str]]:
     """The benchmarks under ``root``, most important first; a line for each broken file, and for each that lacks a package."""
-    found, broken, lacking = [], [], []
+    found: list[Benchmark] = []
+    broken: list[str] = []
+    lacking: list[str] = []
     for path in sorted(path for folder in FOLDERS for path in (root / folder).glob("*.py")):
         try:
             benchmark = load(path)

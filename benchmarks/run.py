@@ -80,6 +80,8 @@ def run(
         if json_file is not None:
             write(dataclasses.replace(document, cases=merged(before, document.cases)), json_file)
     document.failures.extend(unknown_peers(document, setting))
+    if not document.cases and not document.failures and not document.not_measured:
+        document.failures.append("no case of these benchmarks is what was asked for: nothing was measured")
     print_summary(document, console)
     return document
 

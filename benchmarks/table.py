@@ -77,7 +77,7 @@ def print_summary(document: Document, console: Console) -> None:
     console.print(table)
     for line in document.not_measured:
         console.print(f"not measured: {escape(line)}")
-    for line in document.failures + _failed_rows(document):
+    for line in failure_lines(document):
         console.print(f"FAILED {escape(line)}", style="bold red")
     if document.tests_passed is False:
         console.print("The tests did not pass: these are no times of a correct program.", style="bold red")
@@ -123,8 +123,9 @@ def describe_aim(aim: AimResult, items: tuple[int, str] | None = None) -> str:
     return f"aim {wanted}: {aim.verdict}, {reached} by {aim.variant}"
 
 
-def _failed_rows(document: Document) -> list[str]:
-    return [
+def failure_lines(document: Document) -> list[str]:
+    """A line for all that makes a run fail: benchmarks that broke, and variants that did or gave a wrong answer."""
+    return document.failures + [
         f"{case.benchmark}: {case.case}: {row.variant} {row.status}: {row.reason}"
         for case in document.cases
         for row in case.rows

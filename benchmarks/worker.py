@@ -23,7 +23,7 @@ from .limits import MachineLimits
 from .results import CaseResult, Document, new_document, read, write
 from .table import new_console, print_case
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -91,9 +91,17 @@ def test_a_wrong_answer_and_a_crash_fail_the_run_and_keep_the_rest(root):
 
 def test_a_right_run_ends_well(root, monkeypatch):
     add(root, "ops/good", GOOD)
-    monkeypatch.setattr("blip_fast.benchmarks.run.run_in_child", lambda *_: Outcome())
+    monkeypatch.setattr("blip_fast.benchmarks.run.run_in_child", lambda *_: Outcome([CASE]))
     result = CliRunner().invoke(main, ["bench", "run", "--device", "cpu", "--root", str(root)])
     assert result.exit_code == 0, result.output
+
+
+def test_a_run_of_no_case_fails(root, monkeypatch):
+    add(root, "ops/good", GOOD)
+    monkeypatch.setattr("blip_fast.benchmarks.run.run_in_child", lambda *_: Outcome())
+    result = CliRunner().invoke(main, ["bench", "run", "--device", "cpu", "--root", str(root), "--dtype", "bfloat16"])
+    assert result.exit_code == 1
+    assert "nothing was measured" in result.output
 
 
 def test_what_has_no_time_left_or_lacks_a_package_is_not_measured_and_no_failure(root):
