@@ -52,7 +52,7 @@ native: $(READY)
 	@test ! -d build/cmake || $(BIN)/cmake --build build/cmake > build/native.log || { cat build/native.log; exit 1; }
 
 $(READY): pyproject.toml setup.py constraints.txt CMakeLists.txt
-	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'blip_fast needs python3 >= 3.10'; exit 1; }
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'the versions in constraints.txt need python3 >= 3.11'; exit 1; }
 	@python3 -c 'import ensurepip' 2>/dev/null || { echo 'python3 has no venv module: apt-get install python3-venv'; exit 1; }
 	test -x $(BIN)/pip || python3 -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt setuptools cmake ninja pybind11 torch

@@ -34,18 +34,26 @@ class Benchmark:
         return self.path.parent.name
 
 
-def discover(root: Path = ROOT) -> tuple[list[Benchmark], list[str]]:
-    """The benchmarks under ``root``, most important first, and a line for each file that cannot be imported."""
-    found, broken = [], []
+def discover(root: Path = ROOT) -> tuple[list[Benchmark], list[str], list[str]]:
+    """The benchmarks under ``root``, most important first; a line for each broken file, and for each that lacks a package."""
+    found: list[Benchmark] = []
+    broken: list[str] = []
+    lacking: list[str] = []
     for path in sorted(path for folder in FOLDERS for path in (root / folder).glob("*.py")):
         try:
             benchmark = load(path)
         except Exception as error:
-            broken.append(f"{path.parent.name}/{path.name} cannot be imported: {type(error).__name__}: {error}")
+            line = f"{path.parent.name}/{path.name} cannot be imported: {type(error).__name__}: {error}"
+            (lacking if _is_package_that_lacks(error) else broken).append(line)
             continue
         if benchmark is not None:
             found.append(benchmark)
-    return sorted(found, key=lambda benchmark: (benchmark.place, benchmark.name)), broken
+    return sorted(found, key=lambda benchmark: (benchmark.place, benchmark.name)), broken, lacking
+
+
+def _is_package_that_lacks(error: Exception) -> bool:
+    """Whether what cannot be imported is a package of others, which is not installed here."""
+    return isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] != "blip_fast"
 
 
 def load(path: Path) -> Benchmark | None:

@@ -46,7 +46,7 @@ def run_case(benchmark: str, case: Case, setting: Setting, machine: MachineLimit
     input_sets = make_input_sets(case, setting.device)
     failures = start_variants(case.variants, input_sets[0])
     running = [variant for variant in case.variants if variant.unavailable is None and variant.name not in failures]
-    measured = _measure(running, input_sets, setting, case.min_rounds) if running else {}
+    measured = _measure(running, input_sets, setting) if running else {}
     del input_sets
     gc.collect()
     limits = before.best(machine.measure(case.dtype, case.flops, case.bytes))
@@ -116,15 +116,15 @@ def _reached(aim: Aim, case: Case, ours: Measurement, other: Measurement | None,
 
 
 def _measure(
-    variants: Sequence[Variant], input_sets: Sequence[tuple[Any, ...]], setting: Setting, min_rounds: int
+    variants: Sequence[Variant], input_sets: Sequence[tuple[Any, ...]], setting: Setting
 ) -> dict[str, Measurement]:
     clock = clock_for(setting.device)
-    times = time_interleaved(variants, input_sets, clock, setting.seconds, min_rounds)
+    times = time_interleaved(variants, input_sets, clock, setting.seconds)
     peaks = [_peak(variant, input_sets[0], setting.device) for variant in variants]
     graphs, failures = _capture([v for v in variants if v.cuda_graph], input_sets[0], setting.device)
     graph_times: Iterable[NDArray[np.float64]] = ()
     if graphs:
-        graph_times = time_interleaved(graphs, input_sets[:1], clock, setting.seconds / 2)
+        graph_times = time_interleaved(graphs, input_sets[:1], clock, setting.replay_seconds)
     medians = {graph.name: float(np.median(row)) for graph, row in zip(graphs, graph_times, strict=True)}
     return {
         variant.name: Measurement(row, peak, medians.get(variant.name), failures.get(variant.name))

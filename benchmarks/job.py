@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-MIN_ROUNDS = 5
+MIN_ROUNDS = 5  # however long they take: of three, a "95 %" interval would hold the true ratio 74 times in 100
 ROLES = ("baseline", "ours", "peer")
 AIM_OVER = {"memory": "the name of a variant", "items": "None"}
 
@@ -25,7 +25,9 @@ class Setting:
         quick: the quick set (make ``bench``), or everything and longer.
         dtype: only the cases of this dtype; None: all.
         peers: only the peers whose names contain one of these words; None: all. Baselines stay.
-        published: a checkout of the published code, to run as a peer.
+        published: a checkout of the published code, for the benchmark ``published``.
+        limited: the whole run has a time limit: cases are timed for as long as quick ones, and what compiles for minutes is
+            left out.
     """
 
     device: torch.device
@@ -33,13 +35,20 @@ class Setting:
     dtype: torch.dtype | None = None
     peers: tuple[str, ...] | None = None
     published: Path | None = None
+    limited: bool = False
 
     @property
     def seconds(self) -> float:
         """Time budget for the timing of one case, shared by its variants."""
+        short = self.quick or self.limited
         if self.device.type == "cuda":  # steadier than a CPU
-            return 2.0 if self.quick else 6.0
-        return 4.0 if self.quick else 20.0
+            return 2.0 if short else 6.0
+        return 4.0 if short else 20.0
+
+    @property
+    def replay_seconds(self) -> float:
+        """Time budget for the replays of a case's CUDA graphs, which the host does not disturb."""
+        return self.seconds / 4
 
     def select(self, case: Case) -> Case | None:
         """The case with the peers that were asked for; None where its dtype was not."""
@@ -108,8 +117,7 @@ class Case:
     for each tensor.
     ``flops`` and ``bytes`` are what the job must do: the fewest operations, and each input read once and each output
     written once. ``dtype`` names the matrix-product rate that ``flops`` are held against. ``items`` is what a call gets
-    done, such as ``(75, "pairs")``; the table then has a column of pairs per second. ``min_rounds`` are timed however long
-    they take.
+    done, such as ``(75, "pairs")``; the table then has a column of pairs per second.
     ``size``: for a case of a sweep, the quantity that varies and its value, such as ``("queue", 57600)``.
     """
 
@@ -125,7 +133,6 @@ class Case:
     items: tuple[int, str] | None = None
     input_sets: int | None = None
     size: tuple[str, float] | None = None
-    min_rounds: int = MIN_ROUNDS
 
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]

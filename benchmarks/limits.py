@@ -87,10 +87,10 @@ class MachineLimits:
 
 def gemm_rate(device: torch.device, dtype: torch.dtype, sizes: Sequence[int]) -> float:
     """FLOP/s of the best square matrix product in ``dtype`` on random data: torch's or, on a CPU, ours, if that is faster."""
-    clock = clock_for(device)
+    clock, generator = clock_for(device), _own_generator(device)
     rates = []
     for size in sizes:
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        a, b = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))
         out = torch.empty_like(a)
         products: list[Callable[[], Any]] = [functools.partial(torch.mm, a, b, out=out)]
         if device.type == "cpu":
@@ -107,13 +107,18 @@ def bandwidths(device: torch.device, bytes: int | None = None) -> tuple[float, f
     clock = clock_for(device)
     count = (bytes or max(BUFFER_BYTES[device.type], 4 * last_level_cache_bytes(device))) // 4
     # One buffer with a gap: sources and targets that lie a power of two apart share memory banks, at half the speed.
-    both = torch.rand(GAP, device=device).repeat(-(-2 * count // GAP) + 1)
+    both = torch.rand(GAP, generator=_own_generator(device), device=device).repeat(-(-2 * count // GAP) + 1)
     source, target = both[:count], both[count + GAP : 2 * count + GAP]
     copies = [_fastest(lambda: target.copy_(source), clock)]
     if device.type == "cpu":
         copies += [_fastest(copy, clock) for copy in _memory_moves(source, target)]
     update = _fastest(lambda: target.add_(source, alpha=1e-3), clock)
     return 2 * source.nbytes / min(copies), 3 * source.nbytes / update
+
+
+def _own_generator(device: torch.device) -> torch.Generator:
+    """Not the default one, which a failed capture of a CUDA graph may have left unusable."""
+    return torch.Generator(device).manual_seed(0)
 
 
 def _memory_moves(source: torch.Tensor, target: torch.Tensor) -> list[Callable[[], Any]]:

@@ -10,7 +10,7 @@ from blip_fast.checkpoints.files import write_atomically
 
 from .report import baseline, fastest, memory_ratio
 from .results import CaseResult, Document
-from .table import describe_speedup, row_cells
+from .table import row_cells
 
 BEGIN, END = "<!-- figures: written by `blip-fast bench readme` -->", "<!-- end of figures -->"
 
@@ -47,7 +47,7 @@ def with_figures(text: str, documents: Mapping[str, Document]) -> str:
 
 
 def _table(documents: Mapping[str, Document]) -> str:
-    """One row per case and, for each of the machines, what was measured there."""
+    """One row per case and, for each of the machines, what was measured there; of memory the largest ratio."""
     measured = [{_name(case): case for case in document.cases if _shown(case)} for document in documents.values()]
     names = list(dict.fromkeys(name for cases in measured for name in cases))
     heads = [
@@ -72,7 +72,7 @@ def _name(case: CaseResult) -> str:
 def _row(name: str, cases: Sequence[CaseResult | None]) -> str:
     there = [case for case in cases if case is not None]
     against = [other.variant for case in there if (other := baseline(case)) is not None]
-    memory = next((ratio for case in there if (ratio := memory_ratio(case)) is not None), None)
+    memory = max((ratio for case in there if (ratio := memory_ratio(case)) is not None), default=None)
     share = "-" if memory is None else f"{100 * memory:.{3 if memory >= 1 else 2}g} %"
     return _line([name, against[0], *(cell for case in cases for cell in _cells(case)), share])
 
@@ -81,7 +81,8 @@ def _cells(case: CaseResult | None) -> list[str]:
     ours = None if case is None else fastest(case)
     if ours is None:
         return ["-", "-"]
-    return ["-" if ours.speedup is None else describe_speedup(ours.speedup), row_cells(ours)[0]]
+    median, _, _, speedup, *_ = row_cells(ours)
+    return [speedup, median]
 
 
 def _line(cells: Sequence[str]) -> str:

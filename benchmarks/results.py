@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,6 +20,8 @@ from .stats import Interval, Summary
 SCHEMA = 3
 Verdict = Literal["met", "missed", "within noise", "not measured"]
 T = TypeVar("T")
+# Caches, too: clouds give processors of several generations one name.
+FACTS = ("cpu", "cpus", "caches", "gpu", "threads", "cpu_capability")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +87,10 @@ class CaseResult:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A results file. ``tests_passed`` is None where the run did not come with a run of the tests."""
+    """A results file. ``tests_passed`` is None where the run did not come with a run of the tests.
+
+    ``not_measured``: benchmarks that the time limit left out, or that need a package that is not there; no failures.
+    """
 
     schema: int
     date: str
@@ -98,6 +103,7 @@ class Document:
     versions: dict[str, str | None]
     cases: list[CaseResult]
     failures: list[str]
+    not_measured: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def failed(self) -> bool:
@@ -115,20 +121,25 @@ def new_document(device: torch.device, quick: bool) -> Document:
 def earlier_cases(path: Path, document: Document) -> list[CaseResult]:
     """The cases in the file ``path``, which is to grow by those of ``document``.
 
-    Raises ValueError where the file tells of another machine, whose figures must not stand beside these.
+    Raises ValueError where the file tells of another machine or setting, whose figures must not stand beside these.
     """
     before = read(path)
-    for fact in ("cpu", "cpus", "caches", "gpu"):  # clouds give processors of several generations one name
-        one, other = before.machine.get(fact), document.machine.get(fact)
-        if one != other:
-            raise ValueError(
-                f"{path.name} holds results of another machine: {fact} is {one!r} there and {other!r} here"
-            )
+    for fact, one, other in differences(before, document):
+        raise ValueError(f"{path.name} holds results that are not alike: {fact} is {one!r} there and {other!r} here")
     return before.cases
 
 
-def merged(before: Sequence[CaseResult], cases: Sequence[CaseResult], benchmarks: Container[str]) -> list[CaseResult]:
-    """``cases`` in place of what ``before`` says of ``benchmarks``, in the order of ``before``; new benchmarks follow."""
+def differences(one: Document, other: Document) -> list[tuple[str, Any, Any]]:
+    """What makes the figures of two documents unlike, with its value in each."""
+    facts = [(name, one.machine.get(name), other.machine.get(name)) for name in FACTS]
+    facts.append(("torch", one.versions.get("torch"), other.versions.get("torch")))
+    facts.append(("quick", one.quick, other.quick))
+    return [fact for fact in facts if fact[1] != fact[2]]
+
+
+def merged(before: Sequence[CaseResult], cases: Sequence[CaseResult]) -> list[CaseResult]:
+    """``cases`` in place of what ``before`` says of their benchmarks, in the order of ``before``; new benchmarks follow."""
+    benchmarks = {case.benchmark for case in cases}
     places = {name: place for place, name in enumerate(dict.fromkeys(case.benchmark for case in before))}
     kept = [case for case in before if case.benchmark not in benchmarks]
     return sorted([*kept, *cases], key=lambda case: places.get(case.benchmark, len(places)))
@@ -155,7 +166,7 @@ def read(path: Path) -> Document:
     if schema != SCHEMA:
         raise ValueError(f"{path.name} has the schema {schema!r}; expected {SCHEMA}")
     cases = [_case(case) for case in values.get("cases", [])]
-    return _build(Document, values | {"cases": cases})
+    return _build(Document, {"not_measured": [], **values, "cases": cases})  # files from before it came lack the first
 
 
 def _case(values: Mapping[str, Any]) -> CaseResult:

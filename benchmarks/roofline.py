@@ -68,7 +68,7 @@ class StayOnHost(TorchFunctionMode):
 
 def roofs() -> Iterator[Roof]:
     """Every case that the benchmarks of operations have for a GPU, on each GPU."""
-    found, _ = discover()
+    found, *_ = discover()
     for benchmark in (benchmark for benchmark in found if benchmark.folder == "ops"):
         with StayOnHost():
             cases = list(benchmark.cases(Setting(torch.device("cuda"), quick=False)))

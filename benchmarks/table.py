@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .job import MIN_ROUNDS
 from .results import AimResult, CaseResult, Document, Row
 from .stats import Interval
 
@@ -74,7 +75,9 @@ def print_summary(document: Document, console: Console) -> None:
             name, aims = f"{case.benchmark}: {case.case}", f"{met} of {len(case.aims)}"
             table.add_row(escape(name), escape(best.variant), median, speedup, share, extra, aims)
     console.print(table)
-    for line in document.failures + _failed_rows(document):
+    for line in document.not_measured:
+        console.print(f"not measured: {escape(line)}")
+    for line in failure_lines(document):
         console.print(f"FAILED {escape(line)}", style="bold red")
     if document.tests_passed is False:
         console.print("The tests did not pass: these are no times of a correct program.", style="bold red")
@@ -85,15 +88,18 @@ def print_summary(document: Document, console: Console) -> None:
 def describe_limits(case: CaseResult) -> str:
     """The machine's limits that were measured around a case, and what they leave of its time."""
     limits = case.limits
+    bound = f"; {case.bound} bound, floor {_seconds(limits.floor_s(case.flops, case.bytes))}"
     return (
         f"limits here: {limits.gemm_rate / 1e12:.3g} TFLOP/s ({case.dtype} matrix product), "
-        f"{limits.copy_bandwidth / 1e9:.4g} GB/s copy, {limits.update_bandwidth / 1e9:.4g} GB/s update in place; "
-        f"{case.bound} bound, floor {_seconds(limits.floor_s(case.flops, case.bytes))}"
+        f"{limits.copy_bandwidth / 1e9:.4g} GB/s copy, {limits.update_bandwidth / 1e9:.4g} GB/s update in place"
+        f"{bound if case.flops or case.bytes else ''}"
     )
 
 
-def describe_speedup(speedup: Interval) -> str:
-    """A ratio with its interval, or "no difference" where the interval includes 1."""
+def describe_speedup(speedup: Interval, runs: int) -> str:
+    """A ratio with its interval, or "no difference" where the interval includes 1; of too few runs the ratio alone."""
+    if runs < MIN_ROUNDS:
+        return f"{speedup.value:.3g}x"
     if speedup.includes_one:
         return f"no difference [{speedup.low:.3g}, {speedup.high:.3g}]"
     return f"{speedup.value:.3g}x [{speedup.low:.3g}, {speedup.high:.3g}]"
@@ -117,8 +123,9 @@ def describe_aim(aim: AimResult, items: tuple[int, str] | None = None) -> str:
     return f"aim {wanted}: {aim.verdict}, {reached} by {aim.variant}"
 
 
-def _failed_rows(document: Document) -> list[str]:
-    return [
+def failure_lines(document: Document) -> list[str]:
+    """A line for all that makes a run fail: benchmarks that broke, and variants that did or gave a wrong answer."""
+    return document.failures + [
         f"{case.benchmark}: {case.case}: {row.variant} {row.status}: {row.reason}"
         for case in document.cases
         for row in case.rows
@@ -136,7 +143,7 @@ def row_cells(row: Row) -> list[str]:
         _seconds(row.time.median_s),
         f"{_seconds(row.time.q20_s)} - {_seconds(row.time.q80_s)}",
         str(row.time.runs),
-        "baseline" if is_baseline else "-" if row.speedup is None else describe_speedup(row.speedup),
+        "baseline" if is_baseline else "-" if row.speedup is None else describe_speedup(row.speedup, row.time.runs),
         "-" if row.limit_share is None else f"{row.limit_share:.1%}",
         "-" if row.peak_extra_bytes is None else f"{row.peak_extra_bytes / 2**20:.1f} MiB",
         error,

@@ -116,6 +116,17 @@ def capture_cuda_graph(variant: Variant, inputs: tuple[Any, ...]) -> Variant:
             for _ in range(3):
                 variant.run(*inputs)
         torch.cuda.current_stream().wait_stream(side_stream)
-        with torch.cuda.graph(graph):
-            variant.run(*inputs)
+        try:
+            with torch.cuda.graph(graph):
+                variant.run(*inputs)
+        except RuntimeError:
+            _clean_up_after_capture()
+            raise
     return Variant(variant.name, lambda *_: graph.replay(), variant.role)
+
+
+def _clean_up_after_capture() -> None:
+    """A capture that fails leaves its stream the current one, and the generator in the state of a capture: end both."""
+    torch.cuda.set_stream(torch.cuda.default_stream())
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        torch.zeros(1, device="cuda")

@@ -1,6 +1,6 @@
 """Tile sizes of the attention kernels: a stored table per architecture where one was measured, else a rule.
 
-``python -m benchmarks.tune`` measures and writes the tables, ``tiles_sm90.json`` and so on beside this file. Nothing is timed
+``python -m blip_fast.benchmarks.tune`` measures and writes the tables, ``tiles_sm90.json`` and so on beside this file. Nothing is timed
 when a kernel is called, so that runs repeat and ranks agree.
 """
 

@@ -74,7 +74,6 @@ def _pipeline(config: BlipConfig, shared: bool, device: torch.device) -> Case:
         aims=(PIPELINE_AIM,),
         items=(PICTURES, "pictures"),
         input_sets=2,
-        min_rounds=3,
     )
 
 

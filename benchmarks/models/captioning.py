@@ -21,7 +21,7 @@ from ..job import Aim, Case, Setting, Variant
 from ..peers.huggingface import hugging_face_captioner
 from ..weights import same_weights
 
-PLACE = 75
+PLACE = 2
 PROMPT = (101, 1037, 3861, 1997, 102)  # a picture of
 LENGTH = 20
 STEPS = LENGTH - len(PROMPT) + 1

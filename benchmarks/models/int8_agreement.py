@@ -1,6 +1,6 @@
 """How often captions with int8 weights are those with fp32 weights, and how long both take on this CPU.
 
-    python -m benchmarks.models.int8_agreement FOLDER --output benchmarks/results/int8_agreement.json
+    python -m blip_fast.benchmarks.models.int8_agreement FOLDER --output benchmarks/results/int8_agreement.json
 
 FOLDER is a checkpoint with a text decoder, such as ``demo/model`` that ``make demo`` trains. The pictures are the 208 bundled
 drawings, those held out of training counted apart too.
@@ -91,4 +91,4 @@ def timed(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m benchmarks.models.int8_agreement")
+    main(prog_name="python -m blip_fast.benchmarks.models.int8_agreement")

@@ -18,14 +18,17 @@ from blip_fast.reference import BlipPretrain
 
 from ..backends import backend_variants
 from ..job import Aim, Case, Setting, Variant
+from ..peers.packages import why_apex_is_absent
 
 PLACE = 45
 MOMENTUM = 0.995
+STEPS = 1000  # that were taken before
 NUMBERS: dict[str, Any] = {"lr": 3e-4, "eps": 1e-8, "weight_decay": 0.05}
 BASELINE = "torch fused AdamW, published loop"
 AIMS = {"cpu": (Aim(1.5, over=BASELINE),), "cuda": (Aim(0.85), Aim(1.5, over=BASELINE))}
 Tensors = list[Tensor]
-Inputs = tuple[Tensors, Tensors, Tensors, Tensors, Tensors, list[Tensor | None]]
+Copies = list[Tensor | None]
+Inputs = tuple[Tensors, Tensors, Tensors, Tensors, Tensors, Copies, Copies]
 
 
 def cases(setting: Setting) -> Iterable[Case]:
@@ -54,9 +57,10 @@ def _case(name: str, prefix: str, setting: Setting) -> Case:
             return [tensor.mul_(scale) for tensor in draws]
 
         copies = [copy if has_copy else None for copy, (_, has_copy) in zip(normal(1.0), shapes, strict=True)]
-        steps = [torch.tensor(1000.0, device=setting.device) for _ in shapes]
+        steps = [torch.tensor(float(STEPS), device=setting.device) for _ in shapes]
         squares = [tensor.square_() for tensor in normal(0.1)]
-        return normal(1.0), normal(0.1), normal(0.1), squares, steps, copies
+        own = [None if copy is None else copy.clone() for copy in copies]
+        return normal(1.0), normal(0.1), normal(0.1), squares, steps, copies, own
 
     return Case(
         name=name,
@@ -65,6 +69,11 @@ def _case(name: str, prefix: str, setting: Setting) -> Case:
             Variant(BASELINE, after_adamw(published_loop), role="baseline"),
             Variant("torch fused AdamW, foreach lerp", after_adamw(foreach_lerp), cuda_graph=True),
             Variant("torch fused AdamW, momentum_update_", after_adamw(in_one_launch), cuda_graph=True),
+            Variant(
+                "apex FusedAdam, foreach lerp",
+                after_adamw(foreach_lerp, apex_adamw),
+                unavailable=why_apex_is_absent("amp_C", setting.device),
+            ),
             *backend_variants("adamw_momentum_step_", ours, setting.device, cuda_graph=True),
         ],
         tolerance=1e-6,
@@ -73,16 +82,34 @@ def _case(name: str, prefix: str, setting: Setting) -> Case:
     )
 
 
-def after_adamw(move_copies: Callable[[Tensors, Tensors], None]) -> Callable[..., list[Tensors]]:
-    """A step of `torch.optim.AdamW(fused=True)`, then the copies."""
+def torch_adamw(params: Tensors, grads: Tensors, avgs: Tensors, squares: Tensors, steps: Tensors) -> None:
+    """A step of `torch.optim.AdamW(fused=True)`."""
+    torch._foreach_add_(steps, 1)
+    options = {"beta1": 0.9, "beta2": 0.999, "amsgrad": False, "maximize": False} | NUMBERS
+    torch._fused_adamw_(params, grads, avgs, squares, [], steps, **options)
+
+
+def apex_adamw(params: Tensors, grads: Tensors, avgs: Tensors, squares: Tensors, steps: Tensors) -> None:
+    """A step of apex's FusedAdam, which counts steps on the host: always the one that follows on the inputs."""
+    import amp_C
+    from apex.multi_tensor_apply import multi_tensor_applier
+
+    overflow = torch.zeros(1, dtype=torch.int32, device=params[0].device)
+    lists, numbers = [grads, params, avgs, squares], (NUMBERS["lr"], 0.9, 0.999, NUMBERS["eps"])
+    multi_tensor_applier(amp_C.multi_tensor_adam, overflow, lists, *numbers, STEPS + 1, 1, 1, NUMBERS["weight_decay"])
+
+
+def after_adamw(
+    move_copies: Callable[[Tensors, Tensors], None], adamw: Callable[..., None] = torch_adamw
+) -> Callable[..., list[Tensors]]:
+    """A step of AdamW, then the copies: the published loop's own, since it gives them new memory."""
 
     def run(
-        params: Tensors, grads: Tensors, avgs: Tensors, squares: Tensors, steps: Tensors, copies: list[Tensor | None]
+        params: Tensors, grads: Tensors, avgs: Tensors, squares: Tensors, steps: Tensors, copies: Copies, own: Copies
     ) -> list[Tensors]:
-        torch._foreach_add_(steps, 1)
-        options = {"beta1": 0.9, "beta2": 0.999, "amsgrad": False, "maximize": False} | NUMBERS
-        torch._fused_adamw_(params, grads, avgs, squares, [], steps, **options)
-        pairs = [(copy, param) for copy, param in zip(copies, params, strict=True) if copy is not None]
+        adamw(params, grads, avgs, squares, steps)
+        moved = own if move_copies is published_loop else copies
+        pairs = [(copy, param) for copy, param in zip(moved, params, strict=True) if copy is not None]
         followers, followed = map(list, zip(*pairs, strict=True))
         move_copies(followers, followed)
         return [params, avgs, squares, followers]
@@ -105,7 +132,7 @@ def in_one_launch(copies: Tensors, params: Tensors) -> None:
 
 
 def ours(
-    params: Tensors, grads: Tensors, avgs: Tensors, squares: Tensors, steps: Tensors, copies: list[Tensor | None]
+    params: Tensors, grads: Tensors, avgs: Tensors, squares: Tensors, steps: Tensors, copies: Copies, own: Copies
 ) -> list[Tensors]:
     adamw_momentum_step_(params, grads, avgs, squares, steps, copies, momentum=MOMENTUM, **NUMBERS)
     return [params, avgs, squares, [copy for copy in copies if copy is not None]]

@@ -1,4 +1,4 @@
-"""Cross-attention of packed texts to shared images against the published padded form, SDPA and xformers.
+"""Cross-attention of packed texts to shared images against the published padded form, SDPA, xformers and flash-attn.
 
 The published form gives every text its own copy of the image's keys and values and pads texts to 30 tokens. Where gradients
 are taken, an answer is the output and the gradients of queries and of keys and values; the decoding case is forward only.
@@ -17,7 +17,7 @@ from blip_fast.ops import cross_attention, group_rows
 
 from ..backends import backend_variants
 from ..job import Aim, Case, Setting, Variant
-from ..peers.packages import why_absent
+from ..peers.packages import flash_attention, why_absent, why_no_flash_attn
 
 PLACE = 30
 H, D = 12, 64
@@ -106,6 +106,7 @@ def attention_case(job: Job, device: torch.device) -> Case:
         variants=[
             Variant("published form", forms.published, role="baseline", cuda_graph=True),
             Variant("SDPA, copies", forms.sdpa, cuda_graph=True),
+            Variant("flash-attn", forms.flash, unavailable=why_no_flash_attn(job.dtype, device)),
             *forms.others(),
             *backend_variants("cross_attention", forms.ours, device, cuda_graph=True),
         ],
@@ -127,6 +128,10 @@ class Forms:
         self.image_of_text, self.place = job.image_of_text.to(device), job.place.to(device)
         self.cu_seqlens = job.cu_seqlens.to(device)
         self.groups = group_rows(self.cu_seqlens, self.image_of_text, int(job.lengths.sum()), job.images)
+        self.rows = self.groups.rows.long()  # sorted by image
+        self.rows_of_image = self.groups.bounds.diff()[:-1].tolist()
+        bounds = (F.pad(torch.tensor(self.rows_of_image).cumsum(0), (1, 0)), torch.arange(job.images + 1) * job.keys)
+        self.bounds = tuple(bound.to(torch.int32).to(device) for bound in bounds)
 
     def truth(self, *inputs: Tensor) -> Answer:
         """The published form in float64."""
@@ -135,6 +140,17 @@ class Forms:
     def published(self, *inputs: Tensor) -> Answer:
         """The published form; each kind of job has its own."""
         raise TypeError(f"{type(self).__name__} does not say what the published form is")
+
+    def flash(self, query: Tensor, key_value: Tensor, padded: Tensor, last: Tensor) -> Answer:
+        """flash-attn, whose texts are the rows of an image; each kind of job has its own."""
+        raise TypeError(f"{type(self).__name__} does not say what flash-attn does")
+
+    def flash_by_image(self, query: Tensor, key_value: Tensor) -> Tensor:
+        """Rows sorted by image, each image's rows and keys a sequence of their own, and back again."""
+        key, value = (t.flatten(0, 1) for t in key_value.unbind(2))
+        longest = (max(self.rows_of_image), self.job.keys)
+        out = flash_attention(query[self.rows], key, value, self.bounds, longest, causal=False)
+        return torch.empty_like(out).index_copy(0, self.rows, out)
 
     def others(self) -> list[Variant]:
         return []
@@ -154,6 +170,10 @@ class TrainingForms(Forms):
     def sdpa(self, query: Tensor, key_value: Tensor, padded: Tensor, grad_out: Tensor) -> Answer:
         return self.with_copies(F.scaled_dot_product_attention, key_value, padded, grad_out)
 
+    def flash(self, query: Tensor, key_value: Tensor, padded: Tensor, grad_out: Tensor) -> Answer:
+        out = self.flash_by_image(query, key_value)
+        return out.detach(), *torch.autograd.grad(out, (query, key_value), grad_out)
+
     def ours(self, query: Tensor, key_value: Tensor, padded: Tensor, grad_out: Tensor) -> Answer:
         out = cross_attention(query, key_value, None, self.cu_seqlens, self.image_of_text, groups=self.groups)
         return out.detach(), *torch.autograd.grad(out, (query, key_value), grad_out)
@@ -172,14 +192,12 @@ class TrainingForms(Forms):
             return [Variant("xformers, block-diagonal", self.ours, unavailable=reason)]
         from xformers.ops import fmha, memory_efficient_attention
 
-        rows = self.groups.rows.long()
-        counts = self.groups.bounds.diff()[:-1].tolist()
-        bias = fmha.attn_bias.BlockDiagonalMask.from_seqlens(counts, [self.job.keys] * self.job.images)
+        bias = fmha.attn_bias.BlockDiagonalMask.from_seqlens(self.rows_of_image, [self.job.keys] * self.job.images)
 
         def run(query: Tensor, key_value: Tensor, padded: Tensor, grad_out: Tensor) -> Answer:
             key, value = (t.flatten(0, 1)[None] for t in key_value.unbind(2))
-            out = memory_efficient_attention(query[rows][None], key, value, bias)[0]
-            out = torch.empty_like(out).index_copy(0, rows, out)
+            out = memory_efficient_attention(query[self.rows][None], key, value, bias)[0]
+            out = torch.empty_like(out).index_copy(0, self.rows, out)
             return out.detach(), *torch.autograd.grad(out, (query, key_value), grad_out)
 
         return [Variant("xformers, block-diagonal", run)]
@@ -198,6 +216,10 @@ class InferenceForms(Forms):
         with torch.no_grad():
             out = attend(padded.unflatten(0, (self.texts, -1)).transpose(1, 2), *copies.unbind(2))
             return (out.transpose(1, 2).flatten(0, 1),)
+
+    def flash(self, query: Tensor, key_value: Tensor, padded: Tensor, copies: Tensor) -> Answer:
+        with torch.no_grad():
+            return (self.flash_by_image(query, key_value),)
 
     def ours(self, query: Tensor, key_value: Tensor, padded: Tensor, copies: Tensor) -> Answer:
         with torch.no_grad():

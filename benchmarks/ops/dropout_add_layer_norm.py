@@ -1,4 +1,4 @@
-"""LayerNorm of a residual sum with dropout, forward and backward, against torch's three operations.
+"""LayerNorm of a residual sum with dropout, forward and backward, against torch's three operations and apex.
 
 Bytes: forward reads x and the residual and writes the sum and the result; backward reads the sum and the gradients of the
 results and writes those of x and the residual, which are one tensor in fp32 without dropout.
@@ -17,6 +17,7 @@ from blip_fast.reference import dropout_add_layer_norm as reference
 
 from ..backends import backend_variants
 from ..job import Aim, Case, Setting, Variant
+from ..peers.packages import why_apex_is_absent
 
 PLACE = 70
 C = 768
@@ -62,11 +63,13 @@ def _case(name: str, setting: Setting, rows: int, dtype: torch.dtype, dropout_p:
     forward = layer + 2 * stream + (layer if prenorm else stream)
     backward = stream + (layer + stream if prenorm else stream) + stream
     backward += 0 if prenorm and dtype == torch.float32 else layer
+    no_apex = "it has no dropout" if dropout_p else why_apex_is_absent("fused_layer_norm_cuda", device)
     return Case(
         name=name,
         inputs=inputs,
         variants=[
             Variant("eager", step(eager), role="baseline", cuda_graph=True),
+            Variant("apex", step(apex), unavailable=no_apex),
             *backend_variants("dropout_add_layer_norm", step(ours), device, cuda_graph=True),
         ],
         truth=double,
@@ -82,6 +85,17 @@ def eager(
 ) -> tuple[Tensor, ...]:
     results = reference(x, residual, weight, bias, 1e-6, dropout_p, prenorm=prenorm)
     return results if prenorm else (results,)
+
+
+def apex(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, dropout_p: float, prenorm: bool
+) -> tuple[Tensor, ...]:
+    """What FusedLayerNorm calls, on torch's sum."""
+    from apex.normalization.fused_layer_norm import fused_layer_norm_affine
+
+    total = residual + x
+    normed = fused_layer_norm_affine(input=total, weight=weight, bias=bias, normalized_shape=(C,), eps=1e-6)
+    return normed.to(x.dtype), total
 
 
 def ours(

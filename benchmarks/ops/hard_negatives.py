@@ -49,7 +49,7 @@ def mining_case(columns: int, setting: Setting) -> Case:
         inputs=inputs,
         variants=[
             Variant("published loop", published_loop, role="baseline"),
-            Variant("torch.multinomial, batched", batched, cuda_graph=True),
+            Variant("torch.multinomial, batched", batched),
             *backend_variants("mine_hard_negatives", ours, setting.device, cuda_graph=True),
         ],
         tolerance=0.0,
@@ -65,7 +65,7 @@ def published_loop(sim_i2t: Tensor, sim_t2i: Tensor, ids: Tensor, seed: Tensor, 
 
 
 def batched(sim_i2t: Tensor, sim_t2i: Tensor, ids: Tensor, seed: Tensor, offset: Tensor) -> tuple[Tensor, ...]:
-    """What a good engineer writes; it fails where a row has no candidate."""
+    """What a good engineer writes; it fails where a row has no candidate, which torch reads back to see."""
     weights_i2t, weights_t2i = hard_negative_weights(sim_i2t, sim_t2i, ids[:BATCH], ids, EPSILON)
     return torch.multinomial(weights_t2i, 1)[:, 0], torch.multinomial(weights_i2t, 1)[:, 0]
 

@@ -39,11 +39,11 @@ def _case(name: str, dtype: torch.dtype, setting: Setting) -> Case:
         shapes = [copy.shape for copy, _ in BlipPretrain(BlipConfig.base()).momentum_pairs()]
     same_dtype = dtype == torch.float32
 
-    def inputs(seed: int) -> tuple[Tensors, Tensors]:
+    def inputs(seed: int) -> tuple[Tensors, Tensors, Tensors]:
         generator = torch.Generator(setting.device).manual_seed(seed)
         copies = [torch.randn(shape, generator=generator, device=setting.device) for shape in shapes]
         params = [torch.randn(shape, generator=generator, device=setting.device).to(dtype) for shape in shapes]
-        return copies, params
+        return copies, params, [copy.clone() for copy in copies]
 
     mixed = None if same_dtype else "it takes tensors of one dtype only"
     peers = [
@@ -61,24 +61,24 @@ def _case(name: str, dtype: torch.dtype, setting: Setting) -> Case:
     )
 
 
-def published_loop(copies: Tensors, params: Tensors) -> Tensors:
-    """The loop of the published code, which gives each copy a new tensor."""
-    for param, copy in zip(params, copies, strict=True):
+def published_loop(copies: Tensors, params: Tensors, own: Tensors) -> Tensors:
+    """The loop of the published code, on its own copies: it gives each new memory, and the others' must stay where they are."""
+    for param, copy in zip(params, own, strict=True):
         copy.data = copy.data * MOMENTUM + param.data * (1.0 - MOMENTUM)
-    return copies
+    return own
 
 
-def foreach_lerp(copies: Tensors, params: Tensors) -> Tensors:
+def foreach_lerp(copies: Tensors, params: Tensors, own: Tensors) -> Tensors:
     torch._foreach_lerp_(copies, params, 1.0 - MOMENTUM)
     return copies
 
 
-def ours(copies: Tensors, params: Tensors) -> Tensors:
+def ours(copies: Tensors, params: Tensors, own: Tensors) -> Tensors:
     momentum_update_(copies, params, MOMENTUM)
     return copies
 
 
-def truth(copies: Tensors, params: Tensors) -> Tensors:
+def truth(copies: Tensors, params: Tensors, own: Tensors) -> Tensors:
     """The same in float64."""
     return [
         copy.double() * MOMENTUM + param.double() * (1.0 - MOMENTUM) for copy, param in zip(copies, params, strict=True)

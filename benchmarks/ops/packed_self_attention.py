@@ -1,4 +1,4 @@
-"""Self-attention of packed captions against the published padded form and SDPA, with their copies to and from padding.
+"""Self-attention of packed captions against flash-attn, and the published form and SDPA with their copies to and from padding.
 
 The packed rows go in and come out: the copies are part of the work of the padded forms. Forward and backward; an answer is
 the output and the gradients of query, key and value.
@@ -17,6 +17,7 @@ from blip_fast.ops import packed_self_attention
 from ..backends import backend_variants
 from ..captions import PADDED_LENGTH, caption_lengths
 from ..job import Aim, Case, Setting, Variant
+from ..peers.packages import flash_attention, why_no_flash_attn
 
 PLACE = 25
 H, D = 12, 64
@@ -35,7 +36,9 @@ def cases(setting: Setting) -> Iterable[Case]:
 
 def _case(texts: int, causal: bool, dtype: torch.dtype, device: torch.device) -> Case:
     forms = Forms(caption_lengths(texts, 0), causal, device)
-    tokens, pairs = int(forms.lengths.sum()), int(forms.lengths.square().sum())
+    lengths = forms.lengths
+    pairs = int((lengths * (lengths + 1) // 2 if causal else lengths.square()).sum())
+    tokens = int(lengths.sum())
 
     def inputs(seed: int) -> tuple[Tensor, ...]:
         generator = torch.Generator(device).manual_seed(seed)
@@ -48,6 +51,7 @@ def _case(texts: int, causal: bool, dtype: torch.dtype, device: torch.device) ->
         variants=[
             Variant("published form", forms.published, role="baseline", cuda_graph=True),
             Variant("SDPA, padded", forms.sdpa, cuda_graph=True),
+            Variant("flash-attn", forms.flash, unavailable=why_no_flash_attn(dtype, device)),
             *backend_variants("packed_self_attention", forms.ours, device, cuda_graph=True),
         ],
         truth=lambda *args: forms.published(*(t.detach().double().requires_grad_(t.requires_grad) for t in args)),
@@ -84,6 +88,11 @@ class Forms:
             return F.scaled_dot_product_attention(query, key, value, self.narrow.seen)
 
         return self.narrow.run(attend, *inputs)
+
+    def flash(self, query: Tensor, key: Tensor, value: Tensor, grad_out: Tensor) -> Answer:
+        bounds, longest = (self.cu_seqlens, self.cu_seqlens), (self.longest, self.longest)
+        out = flash_attention(query, key, value, bounds, longest, self.causal)
+        return out.detach(), *torch.autograd.grad(out, (query, key, value), grad_out)
 
     def ours(self, query: Tensor, key: Tensor, value: Tensor, grad_out: Tensor) -> Answer:
         out = packed_self_attention(query, key, value, self.cu_seqlens, self.longest, self.causal)

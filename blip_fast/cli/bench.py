@@ -31,10 +31,10 @@ def list_benchmarks(root: Path | None) -> None:
     """List the benchmarks, most important first."""
     from blip_fast.benchmarks.discovery import discover
 
-    found, broken = discover(*([root] if root else []))
+    found, broken, lacking = discover(*([root] if root else []))
     for benchmark in found:
         click.echo(f"{benchmark.folder:7} {benchmark.name:24} {benchmark.summary}")
-    for line in broken:
+    for line in broken + lacking:
         click.echo(line, err=True)
     sys.exit(1 if broken else 0)
 
@@ -42,13 +42,13 @@ def list_benchmarks(root: Path | None) -> None:
 @command.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda where torch finds a GPU, else cpu.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Only the cases of this dtype.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Only the cases of this dtype.")
 @click.option("--quick/--full", default=True, help="The quick set of cases (default), or all of them and longer.")
 @click.option("--peers", default="auto", show_default=True, help="auto: all; none; or NAME,... of those wanted.")
 @click.option("--json", "json_file", type=NEW_FILE, help="Write the results here.")
 @click.option("--update", is_flag=True, help="Keep what the file of --json says of other benchmarks.")
 @click.option("--published", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Checkout of BLIP.")
-@click.option("--time-limit", type=float, help="Seconds for the whole run; benchmarks left over count as failed.")
+@click.option("--time-limit", type=float, help="Seconds for the whole run; what is left over is not measured.")
 @click.option("--tests-passed/--tests-failed", default=None, help="Record how the tests ended that ran just before.")
 @ROOT
 def run(
@@ -66,9 +66,9 @@ def run(
 ) -> None:
     """Run the benchmarks NAME, or all of a folder (ops, models, sweeps), or all.
 
-    Exits with 1 where a benchmark breaks, a variant's answer is wrong, or a peer asked for by name is none. An aim that is
-    missed is shown and no error: it may be the machine. With --published the published code, from a checkout of
-    its repository, runs as a peer of the whole models.
+    Exits with 1 where a benchmark breaks, a variant's answer is wrong, a peer asked for by name is none, or no case is what
+    was asked for. An aim that is missed is shown and no error: it may be the machine. With --published the benchmark
+    `published` holds our reference against the published code, from a checkout of its repository.
     """
     from blip_fast.benchmarks.discovery import discover
     from blip_fast.benchmarks.job import Setting
@@ -76,9 +76,10 @@ def run(
     from blip_fast.benchmarks.table import new_console
     from blip_fast.benchmarks.worker import DTYPES, split_peers
 
-    found, broken = discover(*([root] if root else []))
+    found, broken, lacking = discover(*([root] if root else []))
     checkout = None if published is None else published.resolve()
-    setting = Setting(checked_device(device), quick, DTYPES.get(dtype or ""), split_peers(peers), checkout)
+    limited = time_limit is not None
+    setting = Setting(checked_device(device), quick, DTYPES.get(dtype or ""), split_peers(peers), checkout, limited)
     try:
         document = run(
             choose(found, names),
@@ -89,6 +90,7 @@ def run(
             seconds=math.inf if time_limit is None else time_limit,
             tests_passed=tests_passed,
             broken=[] if names else broken,
+            lacking=[] if names else lacking,
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
@@ -105,19 +107,25 @@ def compare(before: Path, after: Path, threshold: float) -> None:
     """Compare the results AFTER with those BEFORE.
 
     Exits with 1 where one of our variants became slower by more than the threshold and its runs lie apart from the
-    earlier ones, needs more memory by more than the threshold, or is no longer measured.
+    earlier ones, needs more memory by more than the threshold, or is no longer measured, and where something failed in
+    the run AFTER. Says where the two were not measured alike.
     """
     from blip_fast.benchmarks.compare import changes, lost, print_changes
-    from blip_fast.benchmarks.table import new_console
+    from blip_fast.benchmarks.results import differences
+    from blip_fast.benchmarks.table import failure_lines, new_console
 
     one, other = _read(before), _read(after)
     found, gone = changes(one, other), lost(one, other)
     if not found and not gone:
         raise click.ClickException(f"{before.name} and {after.name} have no case in common")
     print_changes(found, threshold, new_console())
+    for fact, here, there in differences(one, other):
+        click.echo(f"not measured alike: {fact} is {here!r} before and {there!r} after", err=True)
+    for line in failure_lines(other):
+        click.echo(f"FAILED {line}")
     for name in gone:
         click.echo(f"no longer measured: {name}")
-    sys.exit(1 if gone or any(change.worse(threshold) for change in found) else 0)
+    sys.exit(1 if gone or other.failed or any(change.worse(threshold) for change in found) else 0)
 
 
 @command.command()

@@ -75,7 +75,7 @@ def versions() -> dict[str, str]:
         "C++ compiler": _first_line("c++") or "not found",
         "nvcc": _last_line("nvcc") or "not found",
         "xformers": _version("xformers"),
-        "NVIDIA apex": _apex(),
+        "NVIDIA apex": why_no_apex() or f"found ({_version('apex')})",
     }
 
 
@@ -86,12 +86,12 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _apex() -> str:
-    """NVIDIA's apex is not in the package index; the project of that name there is unrelated."""
+def why_no_apex() -> str | None:
+    """Why NVIDIA's apex is absent; None where it is there. The project of that name in the package index is unrelated."""
     if importlib.util.find_spec("apex") is None:
         return "not installed"
-    found = [name for name in ("apex.optimizers", "apex.multi_tensor_apply") if _has_module(name)]
-    return f"found ({_version('apex')})" if len(found) == 2 else "not installed (an unrelated package 'apex' is)"
+    nvidias = all(_has_module(name) for name in ("apex.optimizers", "apex.multi_tensor_apply"))
+    return None if nvidias else "not installed (an unrelated package 'apex' is)"
 
 
 def _has_module(name: str) -> bool:

@@ -1,7 +1,7 @@
 """Models whose weights are int8, on a CPU: torch's dynamically quantised linear layers.
 
 Weights are rounded per output channel, activations per call; products are int8 x int8 with int32 sums. Texts are no longer
-those of fp32, bit by bit; `python -m benchmarks.models.int8_agreement` says how often they agree.
+those of fp32, bit by bit; `python -m blip_fast.benchmarks.models.int8_agreement` says how often they agree.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from blip_fast.benchmarks.discovery import discover
 from blip_fast.benchmarks.environment import REPOSITORY
 from blip_fast.benchmarks.job import Aim, Setting, Variant
 from blip_fast.benchmarks.run import choose
+from blip_fast.benchmarks.worker import Outcome
 from blip_fast.cli import main
 from tests.benchmarks.common import CPU, document_of, double, small_case
 
@@ -54,13 +55,17 @@ def test_discovery(root):
     add(root, "ops/wrong", WRONG)
     add(root, "models/killed", KILLED)
     add(root, "ops/helper", "VALUE = 1\n")
-    add(root, "ops/broken", "import no_such_module\n")
-    found, broken = discover(root)
+    add(root, "ops/broken", "import blip_fast.no_such_module\n")
+    add(root, "ops/lacking", "import no_such_package\n")
+    found, broken, lacking = discover(root)
     assert [benchmark.name for benchmark in found] == ["killed", "wrong", "good"]  # by their PLACE
     assert found[2].summary == "About good."
     assert len(broken) == 1
     assert "ops/broken.py" in broken[0]
     assert "no_such_module" in broken[0]
+    assert len(lacking) == 1
+    assert "ops/lacking.py" in lacking[0]
+    assert "no_such_package" in lacking[0]
 
 
 def test_a_wrong_answer_and_a_crash_fail_the_run_and_keep_the_rest(root):
@@ -86,22 +91,51 @@ def test_a_wrong_answer_and_a_crash_fail_the_run_and_keep_the_rest(root):
 
 def test_a_right_run_ends_well(root, monkeypatch):
     add(root, "ops/good", GOOD)
-    monkeypatch.setattr("blip_fast.benchmarks.run.run_in_child", lambda *_: ([], []))
+    monkeypatch.setattr("blip_fast.benchmarks.run.run_in_child", lambda *_: Outcome([CASE]))
     result = CliRunner().invoke(main, ["bench", "run", "--device", "cpu", "--root", str(root)])
     assert result.exit_code == 0, result.output
 
 
-def test_benchmarks_without_time_left_count_as_failed(root):
+def test_a_run_of_no_case_fails(root, monkeypatch):
     add(root, "ops/good", GOOD)
-    result = CliRunner().invoke(main, ["bench", "run", "--device", "cpu", "--root", str(root), "--time-limit", "0"])
+    monkeypatch.setattr("blip_fast.benchmarks.run.run_in_child", lambda *_: Outcome())
+    result = CliRunner().invoke(main, ["bench", "run", "--device", "cpu", "--root", str(root), "--dtype", "bfloat16"])
     assert result.exit_code == 1
-    assert "good: not run, no time was left" in result.output
+    assert "nothing was measured" in result.output
+
+
+def test_what_has_no_time_left_or_lacks_a_package_is_not_measured_and_no_failure(root):
+    add(root, "ops/good", GOOD)
+    add(root, "ops/lacking", "import no_such_package\n")
+    json_file = root / "results.json"
+    arguments = ["bench", "run", "--device", "cpu", "--root", str(root), "--time-limit", "0"]
+    result = CliRunner().invoke(main, [*arguments, "--json", str(json_file)])
+    assert result.exit_code == 0, result.output
+    assert "not measured: good: not run, no time was left" in result.output
+    assert "No module named 'no_such_package'" in result.output
+    document = results.read(json_file)
+    assert (document.failures, len(document.not_measured)) == ([], 2)
 
 
 def test_a_benchmark_that_hangs_is_stopped(root):
     add(root, "ops/hangs", HEAD + "import time\ndef cases(setting):\n    time.sleep(600)\n")
-    (hangs,), _ = discover(root)
-    assert worker.run_in_child(hangs, Setting(CPU), seconds=0.5) == ([], ["hangs: stopped after 0 s"])
+    (hangs,), *_ = discover(root)
+    line = "hangs: stopped after 0 s"
+    assert worker.run_in_child(hangs, Setting(CPU), seconds=0.5) == Outcome(failures=[line])
+    limited = Setting(CPU, limited=True)  # then it may have been too long for what was left
+    assert worker.run_in_child(hangs, limited, seconds=0.5) == Outcome(not_measured=[line])
+
+
+def test_no_benchmark_takes_the_time_of_all_that_follow(root, monkeypatch):
+    for name in ("one", "two"):
+        add(root, f"ops/{name}", GOOD)
+    seconds = []
+    monkeypatch.setattr(
+        "blip_fast.benchmarks.run.run_in_child", lambda _, setting, limit: seconds.append(limit) or Outcome()
+    )
+    for limit in ("400", "50"):
+        CliRunner().invoke(main, ["bench", "run", "--device", "cpu", "--root", str(root), "--time-limit", limit])
+    assert seconds == [pytest.approx(expected, abs=2) for expected in (200, 200, 50, 50)]
 
 
 def test_a_run_that_is_terminated_leaves_no_process_behind(root):
@@ -160,7 +194,7 @@ def test_a_file_grows_by_one_benchmark_after_the_other(root, monkeypatch):
         add(root, f"ops/{name}", GOOD)
     monkeypatch.setattr(
         "blip_fast.benchmarks.run.run_in_child",
-        lambda benchmark, *_: ([dataclasses.replace(CASE, benchmark=benchmark.name)], []),
+        lambda benchmark, *_: Outcome([dataclasses.replace(CASE, benchmark=benchmark.name)]),
     )
     json_file = root / "results.json"
     arguments = ["bench", "run", "--device", "cpu", "--root", str(root), "--json", str(json_file), "--update"]
@@ -168,16 +202,56 @@ def test_a_file_grows_by_one_benchmark_after_the_other(root, monkeypatch):
         result = CliRunner().invoke(main, [*arguments, *names])
         assert result.exit_code == 0, result.output
         assert [case.benchmark for case in results.read(json_file).cases] == expected
-    json_file.write_text(json_file.read_text().replace(f'"cpus": {os.cpu_count()}', '"cpus": 4096'))
-    result = CliRunner().invoke(main, [*arguments, "one"])
+
+
+def test_what_broke_or_did_not_run_keeps_its_earlier_results(root, monkeypatch):
+    for name in ("one", "two", "three"):
+        add(root, f"ops/{name}", f"PLACE = {len(name)}\n" + GOOD)
+    json_file = root / "results.json"
+    earlier = [dataclasses.replace(CASE, benchmark=name, date="before") for name in ("one", "two", "three")]
+    results.write(dataclasses.replace(results.new_document(CPU, quick=True), cases=earlier), json_file)
+
+    def run_the_first(benchmark, *_):
+        if benchmark.name == "one":
+            return Outcome([dataclasses.replace(CASE, benchmark="one")])
+        return Outcome(failures=[f"{benchmark.name}: its process ended with SIGKILL"])
+
+    monkeypatch.setattr("blip_fast.benchmarks.run.run_in_child", run_the_first)
+    arguments = ["bench", "run", "--device", "cpu", "--root", str(root), "--json", str(json_file), "--update"]
+    assert CliRunner().invoke(main, [*arguments, "one", "two"]).exit_code == 1
+    dates = {case.benchmark: case.date for case in results.read(json_file).cases}
+    assert dates == {"one": CASE.date, "two": "before", "three": "before"}
+
+
+@pytest.mark.parametrize(
+    ("fact", "change"),
+    [
+        ("cpus", {"machine": {"cpus": 4096}}),
+        ("threads", {"machine": {"threads": 4096}}),
+        ("cpu_capability", {"machine": {"cpu_capability": "NONE"}}),
+        ("torch", {"versions": {"torch": "1.0"}}),
+        ("quick", {"quick": False}),
+    ],
+)
+def test_a_file_does_not_grow_by_what_is_not_alike(root, fact, change):
+    add(root, "ops/good", GOOD)
+    document = results.new_document(CPU, quick=True)
+    values = {
+        name: {**getattr(document, name), **value} if isinstance(value, dict) else value
+        for name, value in change.items()
+    }
+    json_file = root / "results.json"
+    results.write(dataclasses.replace(document, **values), json_file)
+    arguments = ["bench", "run", "--device", "cpu", "--root", str(root), "--json", str(json_file), "--update"]
+    result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
-    assert "another machine: cpus is 4096 there" in result.output
+    assert f"not alike: {fact} is" in result.output
 
 
 def test_a_folder_stands_for_its_benchmarks(root):
     for name in ("ops/one", "sweeps/two", "sweeps/three"):
         add(root, name, GOOD)
-    found, _ = discover(root)
+    found, *_ = discover(root)
     assert {benchmark.name for benchmark in choose(found, ["sweeps"])} == {"two", "three"}
     assert len(choose(found, ["sweeps", "two", "one"])) == 3
     assert choose(found, []) == found

@@ -74,6 +74,21 @@ def test_the_command_exits_with_1_past_the_threshold(before, tmp_path, time, cod
     assert CliRunner().invoke(main, ["bench", "compare", *map(str, files), "--threshold", "0.5"]).exit_code == 0
 
 
+def test_what_failed_in_the_later_run_is_an_error_and_what_differs_is_said(before, tmp_path):
+    files = [tmp_path / "before.json", tmp_path / "after.json"]
+    machine = {**before.machine, "threads": 4096}
+    after = dataclasses.replace(
+        before, failures=["other: its process ended with SIGKILL"], machine=machine, quick=False
+    )
+    for file, document in zip(files, (before, after), strict=True):
+        write(document, file)
+    done = CliRunner().invoke(main, ["bench", "compare", *map(str, files)])
+    assert done.exit_code == 1
+    assert "FAILED other: its process ended with SIGKILL" in done.output
+    assert "not measured alike: threads is" in done.output
+    assert "not measured alike: quick is True before and False after" in done.output
+
+
 def test_nothing_in_common_is_an_error(before, tmp_path):
     for name, document in (("a", before), ("b", dataclasses.replace(before, cases=[]))):
         write(document, tmp_path / f"{name}.json")

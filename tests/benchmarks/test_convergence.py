@@ -11,11 +11,12 @@ from click.testing import CliRunner
 from blip_fast.benchmarks.models import convergence
 from blip_fast.benchmarks.models.convergence import DISTURBED, LAST, PATHS, SEEDS, Recipe, curve_name, judge
 from blip_fast.config import BlipConfig
+from blip_fast.data.demo_pairs import demo_root
 
 
 @pytest.fixture(scope="module")
 def pairs():
-    return convergence.load_pairs(convergence.DATA, image_size=32)
+    return convergence.load_pairs(demo_root(), image_size=32)
 
 
 def test_pairs(pairs):

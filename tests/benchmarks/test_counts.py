@@ -7,7 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from blip_fast import models, reference
+from blip_fast.benchmarks.captions import caption_lengths
+from blip_fast.benchmarks.job import Setting
 from blip_fast.benchmarks.models import counts
+from blip_fast.benchmarks.ops import packed_self_attention
+from blip_fast.benchmarks.ops.contrastive import contrastive_case
 from blip_fast.config import BlipConfig
 
 TINY = BlipConfig.tiny(vocab_size=2000, text_layers=2, vit_depth=2, queue_size=64)
@@ -42,3 +46,15 @@ def test_shapes_without_values_cost_what_the_real_step_costs():
 def test_a_fused_step_reads_nothing_and_the_published_one_each_negative():
     assert counts.fused_reads(TINY, batch=3) == []
     assert counts.published_reads(TINY, batch=3) == ["aten::_local_scalar_dense"] * 6
+
+
+def test_contrastive_and_packed_attention_declare_the_fewest_operations():
+    case = contrastive_case(3, 17, 0.4, torch.float32, torch.device("cpu"))
+    inputs = case.inputs(0)
+    assert sum(counts.count_flops(lambda: case.baseline.run(*inputs)).values()) == case.flops
+    lengths = caption_lengths(75, 0)
+    setting = Setting(torch.device("cpu"), quick=False)
+    flops = {case.name: case.flops for case in packed_self_attention.cases(setting)}
+    product = 12 * packed_self_attention.H * packed_self_attention.D
+    assert flops["75 captions, bidirectional, float32"] == product * int(lengths.square().sum())
+    assert flops["75 captions, causal, float32"] == product * int(sum(n * (n + 1) // 2 for n in lengths.tolist()))

@@ -11,10 +11,10 @@ import torch
 
 from blip_fast.benchmarks import harness, timing
 from blip_fast.benchmarks.check import answer_error, check_variants
-from blip_fast.benchmarks.job import Aim, Case, Setting, Variant
+from blip_fast.benchmarks.job import MIN_ROUNDS, Aim, Case, Setting, Variant
 from blip_fast.benchmarks.limits import Limits
 from blip_fast.benchmarks.table import describe_aim
-from tests.benchmarks.common import CPU, SETTING, double, inputs, small_case
+from tests.benchmarks.common import CPU, SETTING, Hurried, double, inputs, small_case
 
 LIMITS = Limits(gemm_rate=1e11, copy_bandwidth=1e10, update_bandwidth=1e10)
 
@@ -220,9 +220,12 @@ def test_declarations_are_checked():
     assert inputs(0)[0].shape == (1000,)
 
 
-def test_a_case_says_how_many_rounds_are_enough(monkeypatch):
-    setting = Setting(CPU)
-    monkeypatch.setattr(Setting, "seconds", 0.0)
-    case = dataclasses.replace(small_case(), min_rounds=2)
-    result = harness.run_case("small", case, setting, FixedLimits())
-    assert [row.time.runs for row in result.rows] == [2, 2]
+def test_rounds_are_enough_for_an_interval_however_long_they_take():
+    result = harness.run_case("small", small_case(), Hurried(CPU), FixedLimits())
+    assert [row.time.runs for row in result.rows] == [MIN_ROUNDS, MIN_ROUNDS]
+
+
+@pytest.mark.parametrize(("quick", "limited", "seconds"), [(True, False, 2), (False, False, 6), (False, True, 2)])
+def test_a_case_is_timed_for_shorter_where_the_whole_run_has_a_time_limit(quick, limited, seconds):
+    setting = Setting(torch.device("cuda"), quick, limited=limited)
+    assert (setting.seconds, setting.replay_seconds) == (seconds, seconds / 4)

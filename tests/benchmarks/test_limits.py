@@ -48,3 +48,11 @@ def test_only_the_binding_limit_is_measured_again(monkeypatch):
         measured.clear()
         assert machine.measure(torch.float32, flops, bytes) == Limits(100.0, 10.0, 20.0)
         assert measured == expected
+
+
+def test_limits_do_not_touch_the_default_generator():
+    """A failed capture of a CUDA graph may have left it unusable."""
+    before = torch.get_rng_state()
+    gemm_rate(CPU, torch.float32, (16,))
+    bandwidths(CPU, bytes=1 << 16)
+    assert torch.equal(torch.get_rng_state(), before)

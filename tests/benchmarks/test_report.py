@@ -14,6 +14,7 @@ from blip_fast.benchmarks.job import Variant
 from blip_fast.benchmarks.report import read_kernels, write_report
 from blip_fast.benchmarks.results import read, write
 from blip_fast.benchmarks.roofline import GPUS, roofs
+from blip_fast.benchmarks.table import describe_limits
 from blip_fast.cli import main
 from tests.benchmarks.common import document_of
 
@@ -47,6 +48,12 @@ def test_the_page_needs_nothing_else_and_escapes_everything(document, tmp_path):
     assert page.count("<svg") == 3  # one case, and time and memory of the sweep
     assert {path.suffix for path in (tmp_path / "plots").iterdir()} == {".svg", ".png"}
     assert len(list((tmp_path / "plots").iterdir())) == 6
+
+
+def test_a_case_of_no_operations_and_bytes_has_no_floor():
+    counted, uncounted = (document_of(bytes=count).cases[0] for count in (8000, 0))
+    assert describe_limits(counted).endswith("; memory bound, floor 0.8 us")
+    assert describe_limits(uncounted).endswith("update in place")
 
 
 def test_memory_that_was_not_counted_is_not_plotted(document, tmp_path):
@@ -104,6 +111,17 @@ def test_machines_of_a_kind_share_a_table(document):
         == len(readme.figures({"one": document}).splitlines()) - 4
     )
     assert all(row.count(" | ") == head.count(" | ") for row in rows)
+
+
+def test_the_readme_shows_the_largest_ratio_of_memory(document):
+    def with_ratio(ratio):
+        (case, *_) = document.cases
+        sizes = {"baseline": 1 << 30, "ours": int(ratio * 2**30)}
+        rows = [dataclasses.replace(row, peak_extra_bytes=sizes.get(row.role)) for row in case.rows]
+        return dataclasses.replace(document, cases=[dataclasses.replace(case, rows=rows)])
+
+    text = readme.figures({"one": with_ratio(0.25), "other": with_ratio(0.5)})
+    assert text.splitlines()[-1].endswith("| 50 % |")
 
 
 def test_the_readme_command_changes_only_what_is_between_the_marks(document, tmp_path):

@@ -31,13 +31,14 @@ def test_interval_of_a_known_ratio_surrounds_it(seed):
     assert ratio.low <= ratio.value <= ratio.high
     assert ratio.high - ratio.low < 0.5
     assert not ratio.includes_one
-    assert describe_speedup(ratio).startswith(f"{ratio.value:.3g}x")
+    assert describe_speedup(ratio, 60).startswith(f"{ratio.value:.3g}x")
 
 
 def test_equal_variants_show_no_difference():
     ratio = ratio_interval(noisy_times(1.0, 1), noisy_times(1.0, 2))
     assert ratio.includes_one
-    assert "no difference" in describe_speedup(ratio)
+    assert "no difference" in describe_speedup(ratio, 60)
+    assert describe_speedup(ratio, 3) == f"{ratio.value:.3g}x"  # too few for an interval
 
 
 def test_a_disturbance_of_whole_rounds_cancels():

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
+from unittest import mock
 
 import numpy as np
+import pytest
+import torch
 
 from blip_fast.benchmarks.job import Variant
-from blip_fast.benchmarks.timing import WARMUP_ROUNDS, CpuClock, time_interleaved
+from blip_fast.benchmarks.timing import WARMUP_ROUNDS, CpuClock, capture_cuda_graph, time_interleaved
 
 
 class CountingClock:
@@ -87,3 +90,25 @@ def test_the_collector_is_switched_on_again_after_an_error():
     with contextlib.suppress(KeyError):
         time_interleaved([Variant("A", broken)], [()], CpuClock(), seconds=0)
     assert gc.isenabled()
+
+
+def test_a_capture_that_fails_is_cleaned_up(monkeypatch):
+    """torch leaves the stream of a capture that fails the current one, and its generator in the state of a capture."""
+    log: list[str] = []
+
+    @contextlib.contextmanager
+    def capture(graph):
+        log.append("capture")
+        yield
+
+    def reads_back():
+        if "capture" in log:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    cuda = mock.MagicMock(graph=capture, default_stream=lambda: "default", set_stream=log.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "cuda", cuda)
+        patch.setattr(torch, "zeros", lambda *_, **__: log.append("zeros"))
+        with pytest.raises(RuntimeError, match="not permitted"):
+            capture_cuda_graph(Variant("A", reads_back), ())
+    assert log == ["capture", "default", "capture", "zeros"]

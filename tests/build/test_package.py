@@ -94,6 +94,19 @@ def test_sdist_builds_the_same_wheel(source, wheel, tmp_path):
     from_sdist = build("wheel", unpacked, tmp_path / "unpacked")
     names = [sorted(zipfile.ZipFile(w).namelist()) for w in (from_sdist, wheel)]
     assert names[0] == names[1]
+    assert (unpacked / "benchmarks" / "results" / "aot.json").is_file()  # what `make bench` reads
+    assert not (unpacked / "tests").exists()  # they need files that are not shipped
+
+
+def test_metadata_name_the_licences_of_all_that_is_shipped(source, tmp_path):
+    code = f"import setuptools.build_meta as b; b.prepare_metadata_for_build_wheel({str(tmp_path)!r})"
+    done = run(sys.executable, "-c", code, cwd=source)
+    assert done.returncode == 0, done.stderr
+    (metadata,) = tmp_path.glob("*.dist-info/METADATA")
+    files = set(re.findall(r"^License-File: (.+)$", metadata.read_text(), re.MULTILINE))
+    shipped = [path.relative_to(source) for name in ("LICENSE*", "ATTRIBUTION*") for path in source.rglob(name)]
+    assert files == {str(path) for path in shipped}
+    assert "License-Expression: BSD-3-Clause AND Apache-2.0 AND " in metadata.read_text()
 
 
 def test_without_a_compiler_it_installs_and_says_so(source, tmp_path, other_python):

@@ -29,7 +29,7 @@ def test_an_unrelated_apex_is_not_taken_for_nvidias(tmp_path, monkeypatch):
     (tmp_path / "apex").mkdir()
     (tmp_path / "apex" / "__init__.py").write_text("raise RuntimeError('not the apex you look for')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert "unrelated" in doctor._apex()
+    assert "unrelated" in doctor.why_no_apex()
 
 
 def test_broken_tools_are_told_like_missing_ones(tmp_path, monkeypatch):

@@ -1,0 +1,100 @@
+"""A step of retrieval fine-tuning at 384 px (forward, backward, optimizer) of BLIP-base against the published model.
+
+As in `pretrain_step` all variants have the same weights, put back before each call, captions as long as COCO's, no dropout
+and given negatives, which favours the published model: it draws them one by one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blip_fast import models, reference
+from blip_fast.config import BlipConfig
+from blip_fast.optim import AdamWMomentum
+
+from ..captions import caption_lengths, padded_texts
+from ..job import Case, Setting, Variant
+from ..weights import Weights, same_weights
+from .pretrain_step import ALPHA, TOLERANCE, WATCHED
+
+PLACE = 3
+SIZE, PADDED_LENGTH = 384, 35
+RECIPE: dict[str, Any] = {"lr": 1e-5, "weight_decay": 0.05}  # as published
+BATCH = {"cpu": 4, "cuda": 32}
+GRADIENTS = tuple(name for name in WATCHED if not name.startswith("text_decoder"))
+NO_TRAINING = "transformers has no training of BLIP's retrieval: no momentum encoders, queues or hard negatives"
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One training step of ``model``, in bf16 with ``half``. Returns the losses and some of the gradients."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    half: bool
+    drop_gradients: bool = True
+
+    def __call__(self, image: Tensor, ids: Tensor, mask: Tensor, image_ids: Tensor, *negatives: Tensor) -> list[Tensor]:
+        if self.drop_gradients:
+            self.optimizer.zero_grad()
+        if not isinstance(self.model, models.BlipRetrieval):
+            mask = mask.to(image.device)  # ours reads lengths on the host
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.half):
+            out = self.model(image, ids, mask, image_ids, ALPHA, negatives)
+        out.loss.backward()
+        self.optimizer.step()
+        gradients = [self.model.get_parameter(name).grad for name in GRADIENTS]
+        return [torch.stack([out.loss_itc, out.loss_itm]).detach(), *gradients]
+
+
+def cases(setting: Setting) -> Iterable[Case]:
+    """Two layers of every encoder; with ``--full`` the whole model too, which takes the small one's place in limited time."""
+    config = BlipConfig.base(image_size=SIZE, hidden_dropout=0.0, attention_dropout=0.0)
+    if setting.quick or not setting.limited:
+        yield _case("2 layers", dataclasses.replace(config, text_layers=2, vit_depth=2), setting.device)
+    if not setting.quick:
+        yield _case("BLIP-base", config, setting.device)
+
+
+def _case(name: str, config: BlipConfig, device: torch.device) -> Case:
+    on_gpu, batch = device.type == "cuda", BATCH[device.type]
+    torch.manual_seed(0)
+    published = reference.BlipRetrieval(config).to(device).train()
+    weights = Weights(published)
+    trained = [parameter for parameter in published.parameters() if parameter.requires_grad]
+    fused = same_weights(published, models.BlipRetrieval)
+    fused.momentum_in_forward = False  # its optimizer moves the momentum copies
+
+    def variant(name: str, step: Step, **options: Any) -> Variant:
+        weigh = dataclasses.replace(step, drop_gradients=False)
+        return Variant(name, step, context=weights.restored, weigh=weigh, **options)
+
+    plain = Step(published, torch.optim.AdamW(trained, **RECIPE), half=False)
+    ours = Step(fused, AdamWMomentum(trained, published.momentum_pairs(), config.momentum, **RECIPE), half=on_gpu)
+    return Case(
+        name=f"{name}, B={batch}, {SIZE} px",
+        inputs=lambda seed: step_inputs(config, batch, seed, device),
+        variants=[
+            variant("reference", plain, role="baseline"),
+            variant("transformers", plain, unavailable=NO_TRAINING),
+            variant("blip_fast", ours, role="ours"),
+        ],
+        tolerance=TOLERANCE[device.type],
+        dtype=torch.bfloat16 if on_gpu else torch.float32,
+        items=(batch, "pairs"),
+        input_sets=2,
+    )
+
+
+def step_inputs(config: BlipConfig, batch: int, seed: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Images, padded texts with their mask on the CPU, image ids, and negatives."""
+    generator = torch.Generator(device).manual_seed(seed)
+    image = torch.randn(batch, 3, config.image_size, config.image_size, generator=generator, device=device)
+    ids, mask = padded_texts(caption_lengths(batch, seed), PADDED_LENGTH, config, seed)
+    rows = torch.arange(batch, device=device)
+    return image, ids.to(device), mask, rows, rows.roll(1), rows.roll(-1)
