@@ -1,7 +1,7 @@
 """Tile sizes of the attention kernels: a stored table per architecture where one was measured, else a rule.
 
-``python -m blip_fast.benchmarks.tune`` measures and writes the tables, ``tiles_sm90.json`` and so on beside this file. Nothing is timed
-when a kernel is called, so that runs repeat and ranks agree.
+``python -m blip_fast.benchmarks.tune`` measures and writes the tables, ``tiles_sm90.json`` and so on beside this file. Nothing
+is timed when a kernel is called, so that runs repeat and ranks agree.
 """
 
 from __future__ import annotations
