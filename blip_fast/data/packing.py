@@ -162,7 +162,7 @@ def pack(input_ids: Tensor | PackedTexts, attention_mask: Tensor | None = None) 
     rows = (attention_mask == 0).flatten().to(torch.uint8).argsort(stable=True)[:capacity]
     rows = rows.to(input_ids.device, non_blocking=True)
     cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32).to(input_ids.device, non_blocking=True)
-    return PackedTexts(input_ids.flatten().index_select(0, rows), rows % width, cu_seqlens, max_length, exact)
+    return PackedTexts(input_ids.flatten().long().index_select(0, rows), rows % width, cu_seqlens, max_length, exact)
 
 
 def pack_lists(texts: Sequence[Sequence[int]]) -> PackedTexts:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from blip_fast.generation.static import StaticSession
 from blip_fast.ops.registry import OPERATIONS
@@ -22,8 +22,9 @@ class KeptSessions:
         self._sessions: dict[Any, StaticSession] = {}
 
     def take(self, key: Any) -> StaticSession | None:
-        """The session of this key, which nobody else gets until it is put back."""
-        return self._sessions.pop(key, None)
+        """The session of this key, which nobody else gets until it is put back; another one is let go, for its memory."""
+        sessions, self._sessions = self._sessions, {}
+        return sessions.get(key)
 
     def put(self, key: Any, session: StaticSession) -> None:
         """Keep this session in place of all others."""
@@ -34,6 +35,12 @@ class KeptSessions:
 
     def __reduce__(self) -> tuple[type[KeptSessions], tuple[()]]:
         return KeptSessions, ()
+
+
+def forget_sessions(model: nn.Module) -> None:
+    """Free what the decoders of this model have kept: memory that training can use."""
+    for module in model.modules():
+        module.__dict__.pop(_ATTRIBUTE, None)
 
 
 @contextlib.contextmanager

@@ -40,8 +40,8 @@ class DecodingSession:
         self.linear = linear_layers(states)
         self.look = OPERATIONS["cross_attention"].resolve(states)
         self.projected = [self.project(layer.crossattention.self, states) for layer in self.layers]
-        heads, width = self.layers[0].attention.self.heads, self.layers[0].attention.self.query.out_features
-        shape = (len(self.layers), 2, images * copies, max_length, heads, width // heads)
+        heads = self.projected[0][0].shape[-2:]  # H, D
+        shape = (len(self.layers), 2, images * copies, max_length, *heads)
         self.cache = torch.zeros(shape, dtype=self.projected[0][0].dtype, device=states.device)
         self.slots = torch.arange(images * copies, device=states.device)
         self.ancestry = self.slots[:, None].repeat(1, max_length)

@@ -32,6 +32,7 @@ class StaticSession(DecodingSession):
         for layer, kept in zip(self.layers, self.projected, strict=True):
             for place, projected in zip(kept, self.project(layer.crossattention.self, states), strict=True):
                 place.copy_(projected)
+        self.cache.zero_()  # a NaN of another batch stays one behind the mask
         self.live = self.slots
         self.ancestry.copy_(self.slots[:, None].expand_as(self.ancestry))
 
@@ -83,5 +84,6 @@ class GraphedSession(StaticSession):
                 self.compute(self.tokens)
         torch.cuda.current_stream(self.device).wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # Threads that pin the next pictures' memory must not spoil the capture.
+        with torch.cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"):
             self.logits = self.compute(self.tokens)

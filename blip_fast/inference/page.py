@@ -31,6 +31,8 @@ CONTENT_POLICY = (
     "style-src 'self' 'unsafe-inline'; connect-src 'self' data: blob:"
 )
 _KEEP_UPLOADS = (3600, 86400)  # seconds: look once an hour for pictures older than a day
+# Threads of different buttons would capture CUDA graphs at once, and run kernels during each other's captures.
+_ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 _MONOSPACE = ("ui-monospace", "Menlo", "Consolas", "monospace")
 _CSS = resources.files(__package__).joinpath("page.css")
@@ -132,7 +134,7 @@ def caption_tab(models: PageModels) -> None:
         found, score = answered(path, lambda p: models.caption(p, prompt or None, how != "Beam search", int(seed or 0)))
         return found, per_token(score)
 
-    button.click(run, [image, prompt, how, seed], [text, confidence], api_name="caption")
+    button.click(run, [image, prompt, how, seed], [text, confidence], api_name="caption", **_ONE_AT_A_TIME)
 
 
 def question_tab(models: PageModels) -> None:
@@ -151,7 +153,14 @@ def question_tab(models: PageModels) -> None:
         found, score = answered(path, lambda p: models.answer(p, needed(question, "a question")))
         return found, per_token(score)
 
-    gr.on([button.click, question.submit], run, [image, question], [text, confidence], api_name="question")
+    gr.on(
+        [button.click, question.submit],
+        run,
+        [image, question],
+        [text, confidence],
+        api_name="question",
+        **_ONE_AT_A_TIME,
+    )
 
 
 def match_tab(models: PageModels) -> None:
@@ -176,7 +185,8 @@ def match_tab(models: PageModels) -> None:
         found = answered(path, lambda p: models.match(p, needed(text, "a text")))
         return f"{found.itm:.1%}", f"{found.cosine:.3f}", found.whole, found.words
 
-    gr.on([button.click, text.submit], run, [image, text], [itm, cosine, heat, words], api_name="match")
+    shown = [itm, cosine, heat, words]
+    gr.on([button.click, text.submit], run, [image, text], shown, api_name="match", **_ONE_AT_A_TIME)
 
 
 def picture_input() -> gr.Image:

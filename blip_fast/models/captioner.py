@@ -11,7 +11,7 @@ from torch import Tensor
 from blip_fast.data.packing import PackedTexts
 from blip_fast.data.tokens import PROMPT, strings_of
 from blip_fast.generation import Generated, GeneratedIds, OptionArguments, Options, Prompts, generate, prompts_of
-from blip_fast.models.strings import Texts, pack_texts
+from blip_fast.models.strings import Texts, own_images, pack_texts
 from blip_fast.models.text import AttentionDropout, LookAt, decoder_stream, run_layers, token_losses
 from blip_fast.models.vit import image_states
 from blip_fast.outputs import CaptionOutput
@@ -44,7 +44,7 @@ class BlipCaptioner(ReferenceCaptioner):
         texts = texts.with_first_token(self.config.dec_token_id)
         states = image_states(self.visual_encoder, image)
         dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, states.device)
-        own = torch.arange(len(texts), device=states.device)
+        own = own_images(texts, len(image), states.device)
         stream = decoder_stream(self.text_decoder, texts, own)
         layers = self.text_decoder.bert.encoder.layer
         (decoded,) = run_layers(layers, [stream], dropout, LookAt(states))

@@ -58,4 +58,5 @@ class BlipFeatureExtractor(ReferenceFeatureExtractor):
         """Ids and mask (B, N) on the model's device."""
         device = self.text_encoder.embeddings.word_embeddings.weight.device
         ids, mask = padded_texts(texts, attention_mask, "features", self, device)
+        ids = ids.to(device)
         return ids, torch.ones_like(ids) if mask is None else mask.to(device)

@@ -38,6 +38,7 @@ def match_heat_maps(
     with torch.no_grad():
         states = model.visual_encoder(image).expand(len(input_ids), -1, -1)
         hidden = model.text_encoder.embeddings(input_ids)
+        attention_mask = attention_mask.to(hidden.device)
         mask = padding_mask(attention_mask, hidden.dtype)
         for module in layers[:chosen]:
             hidden = module(hidden, mask, states)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blip_fast.models.strings import Texts, pack_texts
+from blip_fast.models.strings import Texts, own_images, pack_texts
 from blip_fast.models.text import AttentionDropout, Layout, attend_states, encoder_stream, run_layers
 from blip_fast.models.vit import image_states
 from blip_fast.outputs import NLVROutput
@@ -36,7 +35,7 @@ class BlipNLVR(ReferenceNLVR):
         texts = texts.with_first_token(self.config.enc_token_id)
         states = image_states(self.visual_encoder, image_pairs.transpose(0, 1).flatten(0, 1))
         dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, states.device)
-        own = torch.arange(len(texts), device=states.device)
+        own = own_images(texts, len(image_pairs), states.device)
         stream = encoder_stream(self.text_encoder, texts, own)
         first, second = states.chunk(2)
         look = LookAtPair(first, second)

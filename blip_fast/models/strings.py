@@ -24,6 +24,13 @@ def pack_texts(
     return pack(*padded_texts(texts, attention_mask, use, model, device))
 
 
+def own_images(texts: PackedTexts, images: int, device: torch.device) -> Tensor:
+    """(S,) the image of each text where text b belongs to image b. ValueError where there are not as many of both."""
+    if len(texts) != images:
+        raise ValueError(f"image has {images} images for {len(texts)} texts; expected as many")
+    return torch.arange(images, device=device)
+
+
 def padded_texts(
     texts: Tensor | Sequence[str],
     attention_mask: Tensor | None,

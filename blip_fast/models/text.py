@@ -117,8 +117,10 @@ def decoder_stream(decoder: TextDecoder, texts: PackedTexts, image_of_text: Tens
 def token_losses(decoder: TextDecoder, hidden: Tensor, labels: Tensor, smoothing: float, reduction: str) -> Tensor:
     """Label-smoothed cross-entropy of the decoder's final states (T, width) against labels (T,), -100 for none."""
     head = decoder.cls.predictions
-    weight, bias = head.decoder.weight, head.bias
     transformed = head.transform.LayerNorm(linear_layer(head.transform.dense, hidden, gelu=True))
+    if not is_plain(head.decoder):
+        return F.cross_entropy(head.decoder(transformed), labels, label_smoothing=smoothing, reduction=reduction)
+    weight, bias = head.decoder.weight, head.bias
     return linear_cross_entropy(transformed, weight, bias, labels, smoothing, reduction=reduction)
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from blip_fast.models.vit_attention import attend
 from blip_fast.ops.linear import linear, linear_layer
+from blip_fast.reference.linear import is_plain
 from blip_fast.reference.recompute import recomputed
 from blip_fast.reference.vit import Block, Mlp, SelfAttention, VisionTransformer
 
@@ -43,7 +44,7 @@ def self_attention(module: SelfAttention, hidden: Tensor, class_only: bool) -> T
     """Multi-head self-attention of hidden (B, L, width), for all tokens or for token 0 only."""
     batch, length, width = hidden.shape
     heads, depth = module.heads, width // module.heads
-    if class_only:
+    if class_only and is_plain(module.qkv):
         query_weight, key_value_weight = module.qkv.weight.split([width, 2 * width])
         query_bias, key_value_bias = module.qkv.bias.split([width, 2 * width])
         query = linear(hidden[:, :1], query_weight, query_bias).view(batch, 1, heads, depth)
@@ -51,6 +52,7 @@ def self_attention(module: SelfAttention, hidden: Tensor, class_only: bool) -> T
         key, value = key_value.unbind(2)
     else:
         query, key, value = linear_layer(module.qkv, hidden).view(batch, length, 3, heads, depth).unbind(2)
+        query = query[:, :1] if class_only else query
     return linear_layer(module.proj, attend(module, query, key, value).flatten(2))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from blip_fast.data.packing import PackedTexts, pack
 from blip_fast.data.tokens import strings_of, tokenize
 from blip_fast.generation import Generated, GeneratedIds, OptionArguments, Options, generate, prompts_of
-from blip_fast.models.strings import Texts, pack_texts
+from blip_fast.models.strings import Texts, own_images, pack_texts
 from blip_fast.models.text import AttentionDropout, LookAt, decoder_stream, encoder_stream, run_layers, token_losses
 from blip_fast.models.vit import image_states
 from blip_fast.outputs import VQAOutput
@@ -47,6 +47,8 @@ class BlipVQA(ReferenceVQA):
                 f"answers_per_question={counts.tolist()} for {len(image)} images and {len(answers)} answers; "
                 "expected one count per image, together the number of answers"
             )
+        if weights.shape != (len(answers),):
+            raise ValueError(f"weights has shape {tuple(weights.shape)}; expected ({len(answers)},), one per answer")
         questions = torch.arange(len(image), device=image.device)
         question_of_answer = questions.repeat_interleave(counts.to(image.device), output_size=len(answers))
         states, lengths = self.packed_question_states(image, question_ids, question_mask)
@@ -60,7 +62,7 @@ class BlipVQA(ReferenceVQA):
         texts = pack_texts(question_ids, question_mask, "question", self, image.device)
         texts = texts.with_first_token(self.config.enc_token_id)
         dropout = self._dropout(image.device)
-        own = torch.arange(len(texts), device=image.device)
+        own = own_images(texts, len(image), image.device)
         stream = encoder_stream(self.text_encoder, texts, own, first_only=False)
         look = LookAt(self.visual_states(image))
         (hidden,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, look)
@@ -141,6 +143,8 @@ class BlipVQA(ReferenceVQA):
 
     def _rank(self, states: Tensor, lengths: Tensor, candidate_ids: Tensor, candidate_mask: Tensor, k: int) -> Ranking:
         """Candidates (C, M) for questions of states (B, N, text_width)."""
+        if k < 1:
+            raise ValueError(f"k={k}; expected at least 1")
         batch, k = len(states), min(k, len(candidate_ids))
         start = pack(candidate_ids.new_full((batch, 1), self.config.dec_token_id))
         questions = torch.arange(batch, device=states.device)

@@ -7,6 +7,7 @@ CUDA room: on a GPU the product is cuBLAS's, which the reference calls.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -60,7 +61,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool
     recorded = torch.is_grad_enabled() and any(part.requires_grad for part in parts)
     if _torch_is_faster(input, weight, recorded):
         return eager(input, weight, bias, gelu)
-    flat = input.reshape(input.shape[:-1].numel(), input.shape[-1]).contiguous()
+    flat = input.reshape(math.prod(input.shape[:-1]), input.shape[-1]).contiguous()
     fused, bias = gelu and not recorded, None if bias is None else bias.contiguous()
     rows = _operation.call(flat, weight.contiguous(), bias, fused).view(*input.shape[:-1], weight.shape[0])
     return F.gelu(rows) if gelu and not fused else rows
@@ -72,7 +73,7 @@ def _torch_is_faster(input: Tensor, weight: Tensor, recorded: bool) -> bool:
         return recorded and forced not in _operation.backends  # "triton" for all operations leaves training to torch
     if input.device.type != "cpu" or input.dtype != torch.float32:
         return recorded
-    rows = input.shape[:-1].numel()
+    rows = math.prod(input.shape[:-1])  # numel() would make a number of a symbolic size
     if native.multiplies_by_thirds() and rows * weight.numel() >= MANY_PRODUCTS:
         return False
     return not native.outruns_mkl() if recorded else rows >= MANY_ROWS and native.mkl_at_full_rate()

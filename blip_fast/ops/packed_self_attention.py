@@ -178,7 +178,7 @@ def _backward_flops(
 
 
 _COMMON = (
-    "Tensor cu_seqlens, Tensor? seed, Tensor? offset, int max_length, bool causal, float dropout_p, float scale) -> "
+    "Tensor cu_seqlens, Tensor? seed, Tensor? offset, SymInt max_length, bool causal, float dropout_p, float scale) -> "
 )
 _operation = Operation(
     f"packed_self_attention(Tensor query, Tensor? key, Tensor? value, {_COMMON}(Tensor, Tensor)", _fake

@@ -70,9 +70,12 @@ class Operation:
     ) -> None:
         """Triton: ``module:function`` under ``blip_fast.kernels``, imported at the first call."""
         module, function = target.split(":")
-        self.backends["triton"] = Backend(
-            lambda: getattr(importlib.import_module(f"blip_fast.kernels.{module}"), function), dtypes, refuses
-        )
+
+        @functools.cache
+        def load() -> Callable[..., Any]:
+            return _on_their_device(getattr(importlib.import_module(f"blip_fast.kernels.{module}"), function))
+
+        self.backends["triton"] = Backend(load, dtypes, refuses)
 
     def add_autograd(self, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
         """Gradient formula, as `torch.library.register_autograd` takes it."""
@@ -170,6 +173,16 @@ def _tensors(args: tuple[Any, ...]) -> list[torch.Tensor]:
         elif isinstance(arg, (list, tuple)):
             found.extend(item for item in arg if isinstance(item, torch.Tensor))
     return found
+
+
+def _on_their_device(launch: Callable[..., Any]) -> Callable[..., Any]:
+    """Triton launches on the current device, whichever the tensors are on."""
+
+    def run(*args: Any) -> Any:
+        with torch.cuda.device_of(_tensors(args)[0]):
+            return launch(*args)
+
+    return run
 
 
 def interpreting() -> bool:

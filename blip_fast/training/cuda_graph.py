@@ -7,6 +7,7 @@ the same shape. What changes from step to step (batch, alpha, learning rate) is 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -77,7 +78,7 @@ class GraphedStep:
 
     Args:
         compute_losses, optimizer: as for `WholeStep`. All parameters must be on one GPU.
-        max_graphs: more shapes than this are an error, as each graph takes host and device memory.
+        max_graphs: batches of further shapes run as they are, with a warning, as each graph takes host and device memory.
 
     Raises:
         RuntimeError: the parameters are not on a GPU.
@@ -111,19 +112,20 @@ class GraphedStep:
 
         Raises:
             ValueError: a tensor of the batch is elsewhere.
-            RuntimeError: there are more than ``max_graphs`` shapes.
         """
         shape = shape_of(batch, self.device)
         self.step.set_rates(alpha, lr)
         self.calls[shape] = self.calls.get(shape, 0) + 1
-        if len(self.calls) > self.max_graphs:
-            raise RuntimeError(
-                f"the batch has the {len(self.calls)}th shape; expected at most max_graphs={self.max_graphs}: give "
-                "packed texts few different capacities"
-            )
         if self.calls[shape] <= WARM_UP_CALLS:
             return self._warm_up(batch)
         if shape not in self.captured:
+            if len(self.captured) == self.max_graphs:
+                warnings.warn(
+                    f"there are graphs of max_graphs={self.max_graphs} shapes; batches of other shapes run without: give "
+                    "packed texts few different capacities",
+                    stacklevel=2,
+                )
+                return self._warm_up(batch)
             self.captured[shape] = self._capture(batch)
         captured = self.captured[shape]
         copy_into(captured.batch, batch)
@@ -141,7 +143,9 @@ class GraphedStep:
     def _capture(self, batch: Any) -> _Captured:
         static = map_tensors(torch.clone, batch)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+        # Threads that pin the next batch's memory must not spoil the capture.
+        mode = "thread_local"
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode=mode):
             losses = self.step.run(static)
         return _Captured(graph, static, losses)
 

@@ -59,13 +59,18 @@ def _number(environ: Mapping[str, str], name: str, default: int) -> int:
 
 
 def find_device(name: str, rank: Rank) -> torch.device:
-    """The device of this process: "cuda" is the GPU of its local rank, "auto" is that where there is one, else the CPU."""
+    """The device of this process: "cuda" is the GPU of its local rank, "auto" is that where there is one, else the CPU.
+
+    A GPU becomes the current one. Raises ValueError where the device cannot be used.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", rank.local % max(torch.cuda.device_count(), 1))
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # Triton launches on the current device, graphs are captured there
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={name!r} cannot be used here: {str(error).splitlines()[0]}") from error

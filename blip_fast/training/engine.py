@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from blip_fast.generation.kept import forget_sessions
 from blip_fast.training import resume
 from blip_fast.training.checkpoint import (
     BEST,
@@ -257,6 +258,7 @@ class Engine:
                 stack.enter_context(trainer.parallel.whole())
             model.eval()
             metrics = self.task.evaluate(model, split, epoch)
+        forget_sessions(model)
         self._tell_bad()
         return metrics
 

@@ -43,9 +43,9 @@ class LossReader:
         values = torch.stack([loss.double() for loss in report.losses.values()])
         event = None
         if values.is_cuda:
+            event, stream = torch.cuda.Event(), torch.cuda.current_stream(values.device)
             values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
+            event.record(stream)
         self._pending.append((report, values, event))
 
     def take(self, wait: bool = False) -> list[tuple[StepReport, dict[str, float]]]:

@@ -52,12 +52,10 @@ class Replicated(Alone):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        device = next(model.parameters()).device
         with warnings.catch_warnings():  # newer torch has another name for broadcast_buffers, which older torch lacks
             warnings.simplefilter("ignore", FutureWarning)
             self.module = DistributedDataParallel(
-                model,
-                device_ids=[device] if device.type == "cuda" else None,
+                model,  # without device_ids, so that masks stay on the CPU, where lengths are read
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
             )

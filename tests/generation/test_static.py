@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch
 import blip_fast
 from blip_fast.generation import DecodingSession, GeneratedIds, Options, generate, prompts_of
 from blip_fast.generation.decode import search_in
-from blip_fast.generation.kept import KeptSessions, kept_session
+from blip_fast.generation.kept import KeptSessions, forget_sessions, kept_session
 from blip_fast.generation.static import StaticSession
 from blip_fast.generation.texts import Limits
 from blip_fast.ops.registry import OPERATIONS
@@ -50,6 +52,33 @@ def test_static_steps_and_their_second_use(options):
         assert again is session
         with kept_session(StaticSession, decoder, states, copies, 20) as other:  # it is in use
             assert other is not session
+
+
+def test_a_second_use_knows_nothing_of_the_first():
+    decoder, states = copy.deepcopy(captioner().text_decoder), states_of(IMAGES)
+    found = []
+    for given in (states, states * float("nan"), states):
+        with torch.inference_mode(), kept_session(StaticSession, decoder, given, 1, 20) as session:
+            session.kernel = None  # in parts, as on a GPU
+            found.append(run(session, OPTIONS[0]))
+    assert torch.equal(found[0].token_logprobs, found[2].token_logprobs)
+
+
+def test_a_session_is_let_go_before_the_next_is_made():
+    decoder, states = copy.deepcopy(captioner().text_decoder), states_of(IMAGES)
+    with torch.inference_mode():
+        with kept_session(StaticSession, decoder, states, 1, 20) as session:
+            kept = weakref.ref(session.cache)
+        del session
+        assert kept() is not None
+        with kept_session(StaticSession, decoder, states[:2], 1, 20) as session:
+            gc.collect()
+            assert kept() is None
+            kept = weakref.ref(session.cache)
+        del session
+        forget_sessions(decoder)
+        gc.collect()
+        assert kept() is None
 
 
 def test_a_forced_backend_gets_a_session_of_its_own():

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 
 import blip_fast
@@ -290,3 +291,16 @@ BOUNDS = torch.tensor([0, 4])
 def test_refuses(args, message):
     with pytest.raises(ValueError, match=message):
         packed_self_attention(*args)
+
+
+def test_lengths_share_a_graph():
+    counter = CompileCounterWithBackend("aot_eager")
+
+    @torch.compile(backend=counter, fullgraph=True)
+    def attend(together, cu_seqlens, max_length):
+        return packed_self_attention(together, None, None, cu_seqlens, max_length)
+
+    torch.compiler.reset()
+    for longest in range(3, 15):
+        attend(torch.randn(2 * longest, 3, 2, 16), torch.tensor([0, longest, 2 * longest]), longest)
+    assert counter.frame_count <= 3

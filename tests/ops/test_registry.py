@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -116,3 +117,11 @@ def test_autograd_sees_what_is_written(name):
         blip_fast.ops.enqueue_(queue, torch.ones(1, 2), pointer)
         blip_fast.ops.momentum_update_([copy], [torch.ones(3)], 0.5)
     assert all(tensor._version for tensor in (queue, pointer, copy))
+
+
+def test_triton_launches_where_the_tensors_are(monkeypatch):
+    entered = []
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: entered.append(tensor) or contextlib.nullcontext())
+    tensors = [torch.ones(1), torch.ones(2)]
+    assert registry._on_their_device(lambda *args: args)([tensors[0]], tensors[1]) == ([tensors[0]], tensors[1])
+    assert entered == [tensors[0]]

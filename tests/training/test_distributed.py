@@ -70,3 +70,13 @@ def test_devices() -> None:
     assert find_device("auto", Rank()).type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(ValueError, match="device='nonsense' cannot be used here"):
         find_device("nonsense", Rank())
+
+
+def test_a_gpu_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch, "empty", lambda *size, device: None)
+    assert find_device("cuda", Rank(number=3, world_size=4, local=3)) == torch.device("cuda:1")
+    assert find_device("cuda:0", Rank()) == torch.device("cuda:0")
+    assert chosen == [torch.device("cuda:1"), torch.device("cuda:0")]
