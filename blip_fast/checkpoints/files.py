@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,8 +49,11 @@ def write_folder(folder: str | os.PathLike[str], write: Callable[[Path], object]
 
 
 def _beside(target: Path) -> Path:
-    """A name that no other process uses: in containers with one disk, processes may have the same number."""
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    """A name that no other process uses, and that the same one uses again: what a killed one left does not pile up.
+
+    Containers with one disk may give their processes the same number, but not the same host name.
+    """
+    return target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}")
 
 
 def _sync(path: Path) -> None:

@@ -102,7 +102,8 @@ def _download(address: str) -> Path:
 
 def _receive(address: str, path: Path) -> None:
     """Write what ``address`` answers to ``path``. OSError where the answer ends early, which urllib lets pass."""
-    with urllib.request.urlopen(address, timeout=_TIMEOUT) as reply, path.open("wb") as file:
+    request = urllib.request.Request(address, headers={"User-Agent": "blip_fast"})  # some servers refuse urllib's own
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as reply, path.open("wb") as file:
         size = int(reply.headers.get("Content-Length") or 0)
         with wrap_file(reply, size, description=path.name, console=Console(stderr=True), transient=True) as reader:
             shutil.copyfileobj(reader, file, 1 << 20)

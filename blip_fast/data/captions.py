@@ -136,7 +136,7 @@ class CaptionEvalData(PictureData[ImageSample, ImageRecord]):
     collate = staticmethod(collate_images)
 
     def _to_record(self, entry: Entry) -> ImageRecord:
-        captions = entry.texts("caption") if "caption" in entry else ()
+        captions = entry.texts("caption") if entry.fields.get("caption") else ()
         return ImageRecord(entry.path("image", self.root), self._image_id(entry), captions)
 
     def _image_id(self, entry: Entry) -> int | str:

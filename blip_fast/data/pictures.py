@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
+from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
@@ -62,27 +64,49 @@ def read_encoded(path: str) -> bytes:
         return file.read()
 
 
-def check_file(path: str) -> None:
-    """Raises BrokenSampleError where reading a file would never end or fill memory, OSError where there is none."""
+def check_file(path: str, size: int | None = None) -> int:
+    """How many bytes there are to read: ``size``, or those of the file.
+
+    Raises BrokenSampleError where reading would never end or fill memory, OSError where there is no file.
+    """
     found = os.stat(path)
+    size = found.st_size if size is None else size
     if not stat.S_ISREG(found.st_mode):
         raise BrokenSampleError("is no regular file")
-    if found.st_size > MAX_BYTES:
-        raise BrokenSampleError(f"has {found.st_size} bytes; at most {MAX_BYTES} are read")
+    if size > MAX_BYTES:
+        raise BrokenSampleError(f"has {size} bytes; at most {MAX_BYTES} are read")
+    return size
+
+
+@contextlib.contextmanager
+def opened(file: str | BinaryIO) -> Iterator[Image.Image]:
+    """A picture as PIL opens it, of a known format and with at most `MAX_PIXELS`; BrokenSampleError for any other."""
+    with Image.open(file, formats=known_formats()) as picture:
+        width, height = picture.size
+        if width * height > MAX_PIXELS:
+            raise BrokenSampleError(f"has {width} x {height} pixels; at most {MAX_PIXELS} are decoded")
+        yield picture
+
+
+@contextlib.contextmanager
+def failures_as_broken() -> Iterator[None]:
+    """Whatever goes wrong with a picture is a BrokenSampleError with the reason in one line."""
+    try:
+        yield
+    except BrokenSampleError:
+        raise
+    except UnidentifiedImageError as error:
+        raise BrokenSampleError("is no picture in a known format") from error
+    except Exception as error:  # decoders fail on hostile bytes in any way
+        raise BrokenSampleError(" ".join(f"{type(error).__name__}: {error}".split())[:300]) from error
 
 
 def _decode(file: str | BytesIO, name: str, decode: Decode) -> Image.Image:
     try:
-        if isinstance(file, str):
-            check_file(file)
-        with Image.open(file, formats=known_formats()) as picture:
-            width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise BrokenSampleError(f"has {width} x {height} pixels; at most {MAX_PIXELS} are decoded")
-            return decode(picture)
+        with failures_as_broken():
+            if isinstance(file, str):
+                check_file(file)
+            with opened(file) as picture:
+                return decode(picture)
     except BrokenSampleError as error:
         raise BrokenSampleError(f"{name}: {error}") from error
-    except UnidentifiedImageError as error:
-        raise BrokenSampleError(f"{name}: is no picture in a known format") from error
-    except Exception as error:  # decoders fail on hostile bytes in any way
-        raise BrokenSampleError(f"{name}: {type(error).__name__}: {error}") from error

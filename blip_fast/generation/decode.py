@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blip_fast.config import BlipConfig
 from blip_fast.generation.beam import beam_search
@@ -48,10 +48,16 @@ def search(decoder: TextDecoder, states: Tensor, prompts: Prompts, limits: Limit
     """The search that ``options`` ask for; on a GPU with graphs of its steps."""
     copies = options.num_return_sequences if options.do_sample else options.num_beams
     sizes = (decoder, states, copies, limits.max_length)
-    if states.is_cuda and not torch.is_autocast_enabled("cuda"):  # a graph would keep autocast's copies of weights
+    # A graph would keep autocast's copies of weights, and replays call no hooks.
+    if states.is_cuda and not torch.is_autocast_enabled("cuda") and not has_hooks(decoder):
         with kept_session(GraphedSession, *sizes) as session:
             return search_in(session, prompts, limits, options)
     return search_in(DecodingSession(*sizes), prompts, limits, options)
+
+
+def has_hooks(model: nn.Module) -> bool:
+    """Whether calling a module of the model does more than its forward method."""
+    return any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 
 def search_in(session: DecodingSession, prompts: Prompts, limits: Limits, options: Options) -> GeneratedIds:

@@ -19,11 +19,10 @@ from gradio_client.utils import is_file_obj_with_meta, traverse
 from PIL import Image
 
 from blip_fast.data.demo_pairs import demo_root
-from blip_fast.data.pictures import BrokenSampleError
+from blip_fast.data.pictures import MAX_BYTES, BrokenSampleError
 from blip_fast.inference.checkpoint import DEMO_FOLDER
 from blip_fast.inference.inputs import is_address
 from blip_fast.inference.page_models import PageModel, PageModels
-from blip_fast.inference.pictures import MAX_BYTES
 
 # A browser that obeys it asks nobody but this server for anything.
 CONTENT_POLICY = (

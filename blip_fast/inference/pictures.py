@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
 import signal
-import stat
 import urllib.request
 import warnings
 from collections.abc import Iterable
@@ -14,12 +12,12 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-from blip_fast.data.pictures import MAX_BYTES, MAX_PIXELS, BrokenSampleError, known_formats
+from blip_fast.data.pictures import MAX_BYTES, BrokenSampleError, check_file, failures_as_broken, opened
 from blip_fast.data.transforms import normalise
 from blip_fast.inference.inputs import Input, InputError, Inputs, is_address
 
@@ -107,20 +105,10 @@ def read_picture(item: Input) -> Image.Image:
     """The decoded RGB picture, turned as its camera says. Raises BrokenSampleError with the reason in one line."""
     if item.problem is not None:
         raise BrokenSampleError(item.problem)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL's remarks on metadata, and on sizes that are refused below
-            with open_input(item) as stream, Image.open(stream, formats=known_formats()) as picture:
-                width, height = picture.size
-                if width * height > MAX_PIXELS:
-                    raise BrokenSampleError(f"has {width} x {height} pixels; at most {MAX_PIXELS} are decoded")
-                return upright(picture)
-    except BrokenSampleError:
-        raise
-    except UnidentifiedImageError as error:
-        raise BrokenSampleError("is no picture in a known format") from error
-    except Exception as error:  # decoders fail on hostile bytes in any way
-        raise BrokenSampleError(" ".join(f"{type(error).__name__}: {error}".split())[:300]) from error
+    with failures_as_broken(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL's remarks on metadata, and on sizes that are refused
+        with open_input(item) as stream, opened(stream) as picture:
+            return upright(picture)
 
 
 def upright(picture: Image.Image) -> Image.Image:
@@ -150,12 +138,7 @@ def open_input(item: Input) -> BinaryIO:
     """The bytes of a picture. BrokenSampleError where there are none, too many, or where reading would never end."""
     if is_address(item.place):
         return _fetch(item.place)
-    found = os.stat(item.place)
-    size = found.st_size if item.size is None else item.size
-    if not stat.S_ISREG(found.st_mode):
-        raise BrokenSampleError("is no regular file")
-    if size > MAX_BYTES:
-        raise BrokenSampleError(f"has {size} bytes; at most {MAX_BYTES} are read")
+    size = check_file(item.place, item.size)
     with open(item.place, "rb") as file:
         file.seek(item.offset)
         content = file.read(size)

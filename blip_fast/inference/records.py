@@ -113,11 +113,11 @@ def check_problems(path: Path) -> None:
                 )
 
 
-def json_line(record: Mapping[str, Any], encoding: str = "utf-8") -> str:
+def json_line(record: Mapping[str, Any], encoding: str | None = "utf-8") -> str:
     """A record as one line. What the encoding cannot say are escapes: file names that are not UTF-8 keep their bytes."""
     text = json.dumps(record, ensure_ascii=False)
     try:
-        text.encode(encoding)
+        text.encode(encoding or "utf-8")  # a stream in memory has none
     except UnicodeEncodeError:
         text = json.dumps(record)
     return text + "\n"

@@ -229,12 +229,12 @@ def _from_environment(value: str) -> dict[str, str]:
 def check_environment() -> None:
     """ValueError where ``BLIP_FAST_BACKEND`` names an operation that there is not; for when all are registered."""
     for operation in _forced.keys() - {"*"}:
-        _check_operation(operation)
+        if operation not in OPERATIONS:
+            raise ValueError(f"BLIP_FAST_BACKEND: {_unknown_operation(operation)}")
 
 
-def _check_operation(name: str) -> None:
-    if name not in OPERATIONS:
-        raise ValueError(f"operation '{name}' is unknown; expected one of {', '.join(sorted(OPERATIONS))}")
+def _unknown_operation(name: str) -> str:
+    return f"operation '{name}' is unknown; expected one of {', '.join(sorted(OPERATIONS))}"
 
 
 # Process-wide, like torch's own backend switches: backward passes run in threads of their own and must see it.
@@ -254,8 +254,8 @@ def backend(name: str, *, op: str | None = None) -> Iterator[None]:
     Raises:
         ValueError: the backend or the operation is unknown.
     """
-    if op is not None:
-        _check_operation(op)
+    if op is not None and op not in OPERATIONS:
+        raise ValueError(_unknown_operation(op))
     key = op or "*"
     before = dict(_forced)
     if op is None:

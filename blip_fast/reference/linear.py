@@ -22,6 +22,6 @@ def backward(
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether calling this layer is multiplying by its weight: no quantised or other subclass, and no hooks."""
+    """Whether calling this layer is what its class does: no quantised or other subclass, no hooks, no method of its own."""
     hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
-    return type(module) in (nn.Linear, nn.LayerNorm) and not any(hooks)
+    return type(module) in (nn.Linear, nn.LayerNorm) and not any(hooks) and "forward" not in vars(module)

@@ -123,6 +123,8 @@ class Engine:
         if self._is_last_step():
             return True  # only the evaluation was left
         batches, steps = epoch_batches(self.task, self.data, epoch, place.step)
+        if 0 < place.step < steps and self.context.is_main:  # a run that ended within this epoch has written its line
+            forget_from(self.folder / LOG, epoch, start=place.log_start)
         watch.start_epoch(place, steps)
         reader = LossReader()
         for report in train_steps(self.task, self.trainer, batches, epoch, steps, place.step, watch.counting):

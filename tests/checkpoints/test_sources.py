@@ -137,7 +137,7 @@ def test_a_whole_answer_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def answer_once(server: socket.socket, answer: bytes) -> None:
     connection, _ = server.accept()
     with connection:
-        connection.recv(4096)
+        assert b"User-Agent: blip_fast" in connection.recv(4096)
         connection.sendall(answer)
 
 

@@ -61,3 +61,10 @@ def test_nocaps_has_its_own_name_for_ids(root: Path, annotate: Annotate) -> None
     assert batch.images.shape == (1, 3, 8, 8)
     with pytest.raises(ValueError, match="'img_id' is None"):
         NoCapsData(annotate([{"image": "c.png", "image_id": 4499}]), root, eval_transform(8))
+
+
+def test_pictures_to_be_captioned_need_no_captions(root: Path, annotate: Annotate) -> None:
+    captions: list[object] = [["x", "y"], [], None, "", "z"]
+    entries: list[dict[str, object]] = [{"image": "a.png", "image_id": i, "caption": c} for i, c in enumerate(captions)]
+    data = CaptionEvalData(annotate([*entries, {"image": "a.png", "image_id": 5}]), root, eval_transform(8))
+    assert [record.captions for record in data.records] == [("x", "y"), (), (), (), ("z",), ()]

@@ -12,7 +12,7 @@ import torch
 
 import blip_fast
 from blip_fast.generation import DecodingSession, GeneratedIds, Options, generate, prompts_of
-from blip_fast.generation.decode import search_in
+from blip_fast.generation.decode import has_hooks, search_in
 from blip_fast.generation.kept import KeptSessions, forget_sessions, kept_session
 from blip_fast.generation.static import StaticSession
 from blip_fast.generation.texts import Limits
@@ -119,3 +119,12 @@ def test_graphed_steps(options):
         graphed = generate(decoder, states.cuda(), prompts, options, model.config)
         assert torch.equal(graphed.ids.cpu(), expected.ids)
         torch.testing.assert_close(graphed.token_logprobs.cpu(), expected.token_logprobs, rtol=1e-4, atol=1e-4)
+
+
+def test_models_with_hooks_are_known():
+    decoder = copy.deepcopy(captioner().text_decoder)
+    assert not has_hooks(decoder)
+    handle = decoder.bert.encoder.layer[0].output.dense.register_forward_hook(lambda *call: None)
+    assert has_hooks(decoder)
+    handle.remove()
+    assert not has_hooks(decoder)

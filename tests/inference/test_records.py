@@ -116,3 +116,7 @@ def test_problems_can_go_to_a_pipe(tmp_path: Path) -> None:
     assert json.loads(os.read(reader, 1000)) == {"image": "a", "error": "is empty"}
     os.close(reader)
     assert stat.S_ISFIFO(path.stat().st_mode)
+
+
+def test_a_stream_without_encoding() -> None:
+    assert json_line({"image": "caf\u00e9"}, io.StringIO().encoding) == '{"image": "caf\u00e9"}\n'

@@ -323,3 +323,10 @@ def test_hooks_are_called():
     for run in (linear_layer, linear_layers(x)):
         assert torch.equal(run(module, x, True), F.gelu(F.linear(x, weight, bias)))
     assert seen == [module, module]
+
+
+def test_a_forward_method_of_its_own_is_called():
+    x, (weight, bias) = torch.ones(3, 16), layer(1, 16, 10)[1:]
+    module = with_parameters(weight, bias)
+    module.forward = lambda rows: rows[:, :10] * 7.0
+    assert torch.equal(linear_layer(module, x), torch.full((3, 10), 7.0))

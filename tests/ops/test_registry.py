@@ -98,7 +98,7 @@ def test_environment_forces_backends():
     assert "backend 'quick' is unknown" in wrong.stderr
     wrong = run_python("import blip_fast.ops", BLIP_FAST_BACKEND="enqueue=reference")
     assert wrong.returncode != 0
-    assert "operation 'enqueue' is unknown; expected one of" in wrong.stderr
+    assert "BLIP_FAST_BACKEND: operation 'enqueue' is unknown; expected one of" in wrong.stderr
 
 
 def test_reference_takes_any_device():

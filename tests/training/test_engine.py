@@ -185,6 +185,7 @@ def test_more_steps_than_the_run_had_are_evaluated_too(tmp_path: Path) -> None:
     run(longer, resume="auto")
     assert (longer.steps, longer.evaluated) == (2, [("val", 1), ("test", 1)])
     assert torch.load(tmp_path / "checkpoint_best.pth", weights_only=True)["optimizer"]["state"][0]["step"] == 10
+    assert [(line["epoch"], line["val_c"]) for line in log_lines(tmp_path)] == [(0, 0.5), (1, 0.9)]
 
 
 def test_an_older_state_does_not_know_what_came_later(tmp_path: Path) -> None:
