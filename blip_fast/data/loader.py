@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from blip_fast.data.sampling import SampleKey
+from blip_fast.sigterm import after_the_first
 
 
 def make_loader(
@@ -43,9 +44,9 @@ def start_worker(worker_id: int) -> None:
     """``worker_init_fn``: libraries use no threads of their own, as there is one worker per core.
 
     A first SIGTERM, which clusters send to all processes, is left to the main process: it saves the run's state and ends the
-    workers.
+    workers, by a later one if they are stuck in a sample.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, after_the_first(lambda: None))
     # Threads that OpenCV had in the parent do not exist in a forked child, which would wait for them.
     cv2.setNumThreads(0)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -6,23 +6,19 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
-from types import FrameType
 
+from blip_fast.sigterm import after_the_first
 from blip_fast.training.distributed import SharedFlag
 
 
 @contextlib.contextmanager
 def raise_on_sigterm(flag: SharedFlag) -> Iterator[None]:
-    """Within the block the first SIGTERM raises ``flag``; a second one ends the process as usual."""
+    """Within the block the first SIGTERM raises ``flag``; one that comes seconds later ends the process as usual."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        flag.raised = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    before = signal.signal(signal.SIGTERM, handle)
+    before = signal.signal(signal.SIGTERM, after_the_first(lambda: setattr(flag, "raised", True)))
     try:
         yield
     finally:

@@ -65,13 +65,14 @@ def test_texts_arrive_packed(data: PretrainData) -> None:
 
 
 def test_workers_leave_a_first_sigterm_to_the_main_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second one, by which the main process ends them, ends also those that are stuck in a sample."""
+    """A later one, by which the main process ends them, ends also those that are stuck in a sample."""
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "")  # is put back
     before = signal.getsignal(signal.SIGTERM)
     try:
         start_worker(0)
-        signal.raise_signal(signal.SIGTERM)
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        for _ in range(2):  # a cluster and a launcher send it at once
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN)
     finally:
         signal.signal(signal.SIGTERM, before)
 
