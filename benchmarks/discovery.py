@@ -53,7 +53,8 @@ def discover(root: Path = ROOT) -> tuple[list[Benchmark], list[str], list[str]]:
 
 def _is_package_that_lacks(error: Exception) -> bool:
     """Whether what cannot be imported is a package of others, which is not installed here."""
-    return isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] != "blip_fast"
+    package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    return package not in ("", "blip_fast") and importlib.util.find_spec(package) is None
 
 
 def load(path: Path) -> Benchmark | None:

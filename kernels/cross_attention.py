@@ -142,9 +142,8 @@ def merge_splits_kernel(
     for split in range(SPLITS):
         p_part = p_stats + (split * N + o_n) * 2
         b_part_sum = tl.load(p_part + 1, mask=m_n, other=0.0)
-        b_part_shift = tl.where(
-            b_part_sum != 0.0, tl.load(p_part, mask=m_n, other=0.0), b_shift
-        )  # 0 * exp2(0 - shift): NaN
+        b_part_shift = tl.load(p_part, mask=m_n, other=0.0)
+        b_part_shift = tl.where(b_part_sum != 0.0, b_part_shift, b_shift)  # 0 * exp2(0 - shift) may be NaN
         b_weight = b_part_sum * tl.exp2(b_part_shift - b_shift)
         b_part = tl.load(p_parts + (split * N + o_n)[:, None] * D + o_d[None, :], mask=m_o, other=0.0)
         b_sum += b_weight

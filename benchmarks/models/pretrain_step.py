@@ -107,9 +107,7 @@ def _case(name: str, config: BlipConfig, batch: int, setting: Setting) -> Case:
     fits = not on_gpu or batch <= LARGEST_PUBLISHED
 
     def variant(name: str, model: Any, optimizer: torch.optim.Optimizer, **options: Any) -> Variant:
-        step = Step(model, optimizer, on_gpu and model is not published)
-        weigh = dataclasses.replace(step, drop_gradients=False)
-        return Variant(name, step, context=weights.restored, weigh=weigh, **options)
+        return step_variant(name, Step(model, optimizer, on_gpu and model is not published), weights, **options)
 
     too_large = None if fits else f"its activations in fp32 do not fit above B={LARGEST_PUBLISHED}"
     published_optimizer = torch.optim.AdamW(trained, **RECIPE)
@@ -143,13 +141,26 @@ def _case(name: str, config: BlipConfig, batch: int, setting: Setting) -> Case:
     )
 
 
+def step_variant(name: str, step: Any, weights: Weights, **options: Any) -> Variant:
+    """A training step on the same weights each time; gradients stay where they are while its memory is looked at."""
+    weigh = dataclasses.replace(step, drop_gradients=False)
+    return Variant(name, step, context=weights.restored, weigh=weigh, **options)
+
+
 def step_inputs(config: BlipConfig, batch: int, seed: int, device: torch.device) -> tuple[Any, ...]:
     """Images, padded texts with their mask, the same texts packed, and negatives."""
+    image, ids, mask, rows = images_and_texts(config, batch, PADDED_LENGTH, seed, device)
+    return image, ids, mask.to(device), pack(ids, mask), rows.roll(1), rows.roll(-1)
+
+
+def images_and_texts(
+    config: BlipConfig, batch: int, padded_length: int, seed: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images, padded texts, their mask on the CPU, and the numbers of the rows."""
     generator = torch.Generator(device).manual_seed(seed)
     image = torch.randn(batch, 3, config.image_size, config.image_size, generator=generator, device=device)
-    ids, mask = padded_texts(caption_lengths(batch, seed), PADDED_LENGTH, config, seed)
-    ids, rows = ids.to(device), torch.arange(batch, device=device)
-    return image, ids, mask.to(device), pack(ids, mask), rows.roll(1), rows.roll(-1)
+    ids, mask = padded_texts(caption_lengths(batch, seed), padded_length, config, seed)
+    return image, ids.to(device), mask, torch.arange(batch, device=device)
 
 
 def fused(published: reference.BlipPretrain, compiled: bool = False) -> models.BlipPretrain:

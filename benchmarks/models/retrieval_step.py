@@ -17,10 +17,9 @@ from blip_fast import models, reference
 from blip_fast.config import BlipConfig
 from blip_fast.optim import AdamWMomentum
 
-from ..captions import caption_lengths, padded_texts
-from ..job import Case, Setting, Variant
+from ..job import Case, Setting
 from ..weights import Weights, same_weights
-from .pretrain_step import ALPHA, TOLERANCE, WATCHED
+from .pretrain_step import ALPHA, TOLERANCE, WATCHED, images_and_texts, step_variant
 
 PLACE = 3
 SIZE, PADDED_LENGTH = 384, 35
@@ -70,19 +69,15 @@ def _case(name: str, config: BlipConfig, device: torch.device) -> Case:
     fused = same_weights(published, models.BlipRetrieval)
     fused.momentum_in_forward = False  # its optimizer moves the momentum copies
 
-    def variant(name: str, step: Step, **options: Any) -> Variant:
-        weigh = dataclasses.replace(step, drop_gradients=False)
-        return Variant(name, step, context=weights.restored, weigh=weigh, **options)
-
     plain = Step(published, torch.optim.AdamW(trained, **RECIPE), half=False)
     ours = Step(fused, AdamWMomentum(trained, published.momentum_pairs(), config.momentum, **RECIPE), half=on_gpu)
     return Case(
         name=f"{name}, B={batch}, {SIZE} px",
         inputs=lambda seed: step_inputs(config, batch, seed, device),
         variants=[
-            variant("reference", plain, role="baseline"),
-            variant("transformers", plain, unavailable=NO_TRAINING),
-            variant("blip_fast", ours, role="ours"),
+            step_variant("reference", plain, weights, role="baseline"),
+            step_variant("transformers", plain, weights, unavailable=NO_TRAINING),
+            step_variant("blip_fast", ours, weights, role="ours"),
         ],
         tolerance=TOLERANCE[device.type],
         dtype=torch.bfloat16 if on_gpu else torch.float32,
@@ -93,8 +88,5 @@ def _case(name: str, config: BlipConfig, device: torch.device) -> Case:
 
 def step_inputs(config: BlipConfig, batch: int, seed: int, device: torch.device) -> tuple[Tensor, ...]:
     """Images, padded texts with their mask on the CPU, image ids, and negatives."""
-    generator = torch.Generator(device).manual_seed(seed)
-    image = torch.randn(batch, 3, config.image_size, config.image_size, generator=generator, device=device)
-    ids, mask = padded_texts(caption_lengths(batch, seed), PADDED_LENGTH, config, seed)
-    rows = torch.arange(batch, device=device)
-    return image, ids.to(device), mask, rows, rows.roll(1), rows.roll(-1)
+    image, ids, mask, rows = images_and_texts(config, batch, PADDED_LENGTH, seed, device)
+    return image, ids, mask, rows, rows.roll(1), rows.roll(-1)

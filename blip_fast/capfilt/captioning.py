@@ -10,6 +10,7 @@ from torch import Tensor
 
 from blip_fast.capfilt.settings import ScoreSettings
 from blip_fast.generation import Options, generate, prompts_of
+from blip_fast.generation.decode import check_max_length
 from blip_fast.models import BlipCaptioner
 from blip_fast.models.captioner import without_prompts
 
@@ -22,9 +23,7 @@ def sample_seed(seed: int, key: str) -> int:
 
 def check_lengths(captioner: BlipCaptioner, settings: ScoreSettings) -> None:
     """Raises ValueError where ``max_length`` is more than the captioner has positions for, or leaves none after the prompt."""
-    positions = captioner.config.max_position_embeddings
-    if settings.max_length > positions:
-        raise ValueError(f"max_length={settings.max_length}; expected at most max_position_embeddings={positions}")
+    check_max_length(settings.max_length, captioner.config)
     tokens = len(captioner.tokenizer(settings.prompt).input_ids) - 1  # [SEP] is cut off
     if tokens >= settings.max_length:
         raise ValueError(f"prompt={settings.prompt!r} has {tokens} tokens with [DEC]; expected fewer than "

@@ -34,14 +34,19 @@ def generate(
     Raises ValueError where a prompt is as long as ``options.max_length``, this is more than the model's positions, or seeds are
     not as many as prompts.
     """
-    if options.max_length > config.max_position_embeddings:
-        raise ValueError(
-            f"max_length={options.max_length}; expected at most max_position_embeddings={config.max_position_embeddings}"
-        )
+    check_max_length(options.max_length, config)
     limits = Limits.of(options, config)
     with torch.inference_mode():
         result = search(decoder, states, prompts, limits, options)
     return GeneratedIds(*(tensor.clone() for tensor in result))  # a model may be trained on them
+
+
+def check_max_length(max_length: int, config: BlipConfig) -> None:
+    """ValueError where texts may become longer than the model has positions for."""
+    if max_length > config.max_position_embeddings:
+        raise ValueError(
+            f"max_length={max_length}; expected at most max_position_embeddings={config.max_position_embeddings}"
+        )
 
 
 def search(decoder: TextDecoder, states: Tensor, prompts: Prompts, limits: Limits, options: Options) -> GeneratedIds:

@@ -57,12 +57,14 @@ def test_discovery(root):
     add(root, "ops/helper", "VALUE = 1\n")
     add(root, "ops/broken", "import blip_fast.no_such_module\n")
     add(root, "ops/lacking", "import no_such_package\n")
+    add(root, "ops/misspelt", "import torch.no_such_part\n")
     found, broken, lacking = discover(root)
     assert [benchmark.name for benchmark in found] == ["killed", "wrong", "good"]  # by their PLACE
     assert found[2].summary == "About good."
-    assert len(broken) == 1
+    assert len(broken) == 2
     assert "ops/broken.py" in broken[0]
     assert "no_such_module" in broken[0]
+    assert "ops/misspelt.py" in broken[1]
     assert len(lacking) == 1
     assert "ops/lacking.py" in lacking[0]
     assert "no_such_package" in lacking[0]
