@@ -31,10 +31,12 @@ def generate(
         options: how they are generated.
         config: the model's.
 
-    Raises ValueError where a prompt is as long as ``options.max_length``, this is more than the model's positions, or seeds are
-    not as many as prompts.
+    Raises ValueError where a prompt is as long as ``options.max_length``, this is more than the model's positions, beams are
+    more than half of its vocabulary, or seeds are not as many as prompts.
     """
     check_max_length(options.max_length, config)
+    if not options.do_sample:
+        check_num_beams(options.num_beams, config)
     limits = Limits.of(options, config)
     with torch.inference_mode():
         result = search(decoder, states, prompts, limits, options)
@@ -47,6 +49,12 @@ def check_max_length(max_length: int, config: BlipConfig) -> None:
         raise ValueError(
             f"max_length={max_length}; expected at most max_position_embeddings={config.max_position_embeddings}"
         )
+
+
+def check_num_beams(num_beams: int, config: BlipConfig) -> None:
+    """ValueError where a beam has fewer continuations than a search ranks, which is two for each beam."""
+    if 2 * num_beams > config.vocab_size:
+        raise ValueError(f"num_beams={num_beams}; expected at most half of vocab_size={config.vocab_size}")
 
 
 def search(decoder: TextDecoder, states: Tensor, prompts: Prompts, limits: Limits, options: Options) -> GeneratedIds:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from blip_fast.data.tokens import PROMPT
 from blip_fast.generation import Generated
+from blip_fast.generation.decode import check_num_beams
 from blip_fast.inference.memory import in_parts
 from blip_fast.inference.pictures import normalised
 from blip_fast.models import BlipCaptioner
@@ -58,6 +59,7 @@ class Captioning:
                              f"[DEC] have, and at most the model's {longest}")  # fmt: skip
         if not 0 <= self.min_length <= self.max_length:
             raise ValueError(f"min_length={self.min_length}; expected a number from 0 to max_length={self.max_length}")
+        check_num_beams(self.copies, model.config)
 
     @property
     def copies(self) -> int:

@@ -153,6 +153,7 @@ def test_a_run_that_cannot_start_leaves_nothing(tmp_path: Path, checkpoint: str)
             "max_length=4; expected more than",
         ),
         ((image, "--checkpoint", checkpoint, "--output", output, "--max-length", 99), 1, "at most the model's 64"),
+        ((image, "--checkpoint", checkpoint, "--output", output, "--beams", 10**6), 1, "expected at most half of"),
         (
             (image, "--checkpoint", checkpoint, "--output", output, "--min-length", 30),
             1,

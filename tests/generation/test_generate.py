@@ -117,6 +117,7 @@ def test_precision_and_modes():
     ("options", "message"),
     [
         (dict(num_beams=0), "num_beams=0; expected a number from 1"),
+        (dict(num_beams=20_000), "num_beams=20000; expected at most half of vocab_size="),
         (dict(max_length=5), "max_length=5 leaves no room behind a start of 5 tokens"),
         (dict(max_length=50), "max_length=50; expected at most max_position_embeddings=40"),
         (dict(min_length=30), "min_length=30; expected a number from 0 to max_length=20"),
