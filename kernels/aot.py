@@ -21,8 +21,11 @@ ARCHS = (80, 90, 100)
 # Per multiprocessor: registers, bytes of shared memory (and per block), threads, blocks. CUDA C++ Programming Guide.
 LIMITS = {
     80: {"registers": 65536, "shared": 167936, "shared_per_block": 166912, "threads": 2048, "blocks": 32},
+    86: {"registers": 65536, "shared": 102400, "shared_per_block": 101376, "threads": 1536, "blocks": 16},
+    89: {"registers": 65536, "shared": 102400, "shared_per_block": 101376, "threads": 1536, "blocks": 24},
     90: {"registers": 65536, "shared": 233472, "shared_per_block": 232448, "threads": 2048, "blocks": 32},
     100: {"registers": 65536, "shared": 233472, "shared_per_block": 232448, "threads": 2048, "blocks": 32},
+    120: {"registers": 65536, "shared": 102400, "shared_per_block": 101376, "threads": 1536, "blocks": 24},
 }
 
 

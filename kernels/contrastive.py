@@ -22,7 +22,7 @@ from torch import Tensor
 
 from blip_fast.kernels.aot import Specimen
 from blip_fast.kernels.contrastive_positives import mean_positive_keys
-from blip_fast.kernels.launch import multiprocessors
+from blip_fast.kernels.launch import multiprocessors, shared_memory
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -232,6 +232,9 @@ def contrastive_reduce_kernel(
     tl.store(p_gradient_temp, tl.sum(b_gradient, axis=0))
 
 
+THREE_TILES = 160 * 1024  # bytes of shared memory that three tiles of an fp32 queue need at most
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Tile sizes of the sweep for one shape."""
@@ -247,15 +250,22 @@ class Config:
 
 
 def config_for(
-    batch: int, gathered: int, queued: int, embed: int, dtype: torch.dtype, queue_dtype: torch.dtype, processors: int
+    batch: int,
+    gathered: int,
+    queued: int,
+    embed: int,
+    dtype: torch.dtype,
+    queue_dtype: torch.dtype,
+    processors: int,
+    shared: int,
 ) -> Config:
     """Heuristic: the largest tiles that do not spill on sm_80 to sm_100, and splits that give each multiprocessor a program.
 
     16-bit features use tensor cores: accumulators (block_r, block_e) of at most 64 registers a thread, and three tiles of
-    keys in flight. fp32 features use fp32 arithmetic, as tf32 would be less exact than the reference; that needs more
-    registers, and runs two programs at a time where there is room.
+    keys in flight, two where ``shared`` memory has no room for tiles of fp32. fp32 features use fp32 arithmetic, as tf32
+    would be less exact than the reference; that needs more registers, and runs two programs at a time where there is room.
     """
-    exact = dtype == torch.float32
+    exact, wide_queue = dtype == torch.float32, queue_dtype == torch.float32
     block_e = max(16, triton.next_power_of_2(embed))
     block_r = max(
         16, min(triton.next_power_of_2(2 * batch), (8192 if exact else 16384) // block_e, 32 if exact else 64)
@@ -270,7 +280,7 @@ def config_for(
         block_c=16 if exact else block_e,
         precision="ieee" if exact else "tf32",
         num_warps=8 if block_r * block_e >= 2048 else 4,
-        num_stages=2 if exact and queue_dtype == torch.float32 else 3,
+        num_stages=2 if wide_queue and (exact or shared < THREE_TILES) else 3,
         splits=max(1, min(tiles, programs // (2 * triton.cdiv(2 * batch, block_r)))),
     )
 
@@ -293,12 +303,11 @@ def contrastive_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `blip_fast.ops.contrastive_loss`; returns also the gradients of image_feat, text_feat and temp."""
     (batch, embed), gathered, queued = image_feat.shape, image_feat_m.shape[0], image_queue.shape[1]
-    c = config_for(
-        batch, gathered, queued, embed, image_feat.dtype, image_queue.dtype, multiprocessors(image_feat.device)
-    )
+    device, dtypes = image_feat.device, (image_feat.dtype, image_queue.dtype)
+    c = config_for(batch, gathered, queued, embed, *dtypes, multiprocessors(device), shared_memory(device))
 
     def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32, device=image_feat.device)
+        return torch.empty(shape, dtype=torch.float32, device=device)
 
     online, momentum, queues = (image_feat, text_feat), (image_feat_m, text_feat_m), (image_queue, text_queue)
     sims, gradients = [empty(batch, gathered) for _ in range(2)], [empty(batch, embed) for _ in range(2)]
@@ -331,8 +340,8 @@ def _floats(*names: str) -> dict[str, str]:
     return dict.fromkeys(names, "*fp32")
 
 
-def _sweep_specimen(dtype: str, queue: str, batch: int, embed: int = 256) -> Specimen:
-    c = config_for(batch, batch, 57_600, embed, DTYPES[dtype], DTYPES[queue], 132)
+def _sweep_specimen(dtype: str, queue: str, batch: int, embed: int = 256, shared: int = 232448) -> Specimen:
+    c = config_for(batch, batch, 57_600, embed, DTYPES[dtype], DTYPES[queue], 132, shared)
     inputs = dict.fromkeys(FEATURES, f"*{dtype}") | dict.fromkeys(("p_image_queue", "p_text_queue"), f"*{queue}")
     floats = _floats("p_temp", "p_alpha", "p_sim_i2t", "p_sim_t2i", "p_max", "p_total", "p_expected")
     blocks = {"BLOCK_R": c.block_r, "BLOCK_J": c.block_j, "BLOCK_E": c.block_e, "BLOCK_C": c.block_c}
@@ -342,7 +351,7 @@ def _sweep_specimen(dtype: str, queue: str, batch: int, embed: int = 256) -> Spe
         {**blocks, "PRECISION": c.precision},
         c.num_warps,
         c.num_stages,
-        label=f"batch {batch}, E {embed}, features {dtype}, queue {queue}",
+        label=f"batch {batch}, E {embed}, features {dtype}, queue {queue}, {c.num_stages} stages",
         divisible_by_16=("Q", "E"),
     )
 
@@ -350,6 +359,7 @@ def _sweep_specimen(dtype: str, queue: str, batch: int, embed: int = 256) -> Spe
 SPECIMENS = [
     *[_sweep_specimen("bf16", queue, batch) for queue in ("bf16", "fp32") for batch in (16, 75)],
     *[_sweep_specimen("fp32", queue, 75) for queue in ("bf16", "fp32")],
+    *[_sweep_specimen("bf16", "fp32", batch, shared=101376) for batch in (16, 75)],
     _sweep_specimen("bf16", "bf16", 75, embed=512),
     Specimen(
         contrastive_finish_kernel,

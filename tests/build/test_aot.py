@@ -15,6 +15,7 @@ if interpreting():
 
 from blip_fast.kernels.aot import ARCHS, LIMITS, compile_specimen, lower_specimen, specimens
 
+REPORT = Path(__file__).parents[2] / "benchmarks" / "results" / "aot.json"
 SPECIMENS = [pytest.param(s, id=f"{operation}-{s.name}-{s.label}") for operation, s in specimens()]
 
 
@@ -35,8 +36,22 @@ def test_an_integer_may_be_one(specimen):
     assert lower_specimen(specimen, 90, tuple(integers))
 
 
+@pytest.mark.parametrize("batch", [16, 75])
+def test_keys_in_fp32_fit_where_shared_memory_is_small(batch):
+    found = {s.label: s for operation, s in specimens() if operation == "contrastive"}
+    small = found[f"batch {batch}, E 256, features bf16, queue fp32, 2 stages"]
+    assert compile_specimen(small, 89).shared <= LIMITS[89]["shared_per_block"]
+
+
+def test_nothing_else_needs_more_than_a_small_gpu_has():
+    rows = json.loads(REPORT.read_text())["kernels"]
+    large = {(row["kernel"], row["label"]) for row in rows if row["arch"] == 80 and row["shared"] > 101376}
+    of_fp32_queues = [f"batch {batch}, E 256, features bf16, queue fp32, 3 stages" for batch in (16, 75)]
+    assert large == {("contrastive_sweep_kernel", label) for label in of_fp32_queues}
+
+
 def test_the_committed_report_has_every_kernel():
-    rows = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "aot.json").read_text())["kernels"]
+    rows = json.loads(REPORT.read_text())["kernels"]
     reported = {(row["operation"], row["kernel"], row["label"], row["arch"]) for row in rows}
     expected = {(operation, s.name, s.label, arch) for operation, s in specimens() for arch in ARCHS}
     assert reported == expected, "run `python -m blip_fast.benchmarks.aot --json benchmarks/results/aot.json`"
