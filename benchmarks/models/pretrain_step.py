@@ -24,7 +24,7 @@ from blip_fast.optim import AdamWMomentum
 
 from ..captions import PADDED_LENGTH, caption_lengths, padded_texts
 from ..job import Aim, Case, Setting, Variant
-from ..peers.tuned import tuned
+from ..peers.tuned import TunedPretrain, tuned
 from ..weights import Weights, same_weights
 from .counts import pretraining_flops
 
@@ -120,7 +120,7 @@ def _case(name: str, config: BlipConfig, batch: int, setting: Setting) -> Case:
         inputs=lambda seed: step_inputs(config, batch, seed, device),
         variants=[
             variant("reference", published, published_optimizer, role=roles[0], unavailable=too_large),
-            variant("tuned", tuned(published), tuned_optimizer, role=roles[1], cuda_graph=True),
+            variant("tuned", tuned(published, TunedPretrain), tuned_optimizer, role=roles[1], cuda_graph=True),
             variant("transformers", published, published_optimizer, unavailable=NO_PRETRAINING),
             variant("blip_fast", fused(published), our_optimizer, role="ours", cuda_graph=True),
             variant(

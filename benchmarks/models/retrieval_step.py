@@ -1,4 +1,4 @@
-"""A step of retrieval fine-tuning at 384 px (forward, backward, optimizer) of BLIP-base against the published model.
+"""A step of retrieval fine-tuning at 384 px (forward, backward, optimizer) against the published and a tuned BLIP-base.
 
 As in `pretrain_step` all variants have the same weights, put back before each call, captions as long as COCO's, no dropout
 and given negatives, which favours the published model: it draws them one by one.
@@ -18,6 +18,7 @@ from blip_fast.config import BlipConfig
 from blip_fast.optim import AdamWMomentum
 
 from ..job import Case, Setting
+from ..peers.tuned import TunedRetrieval, tuned
 from ..weights import Weights, same_weights
 from .pretrain_step import ALPHA, TOLERANCE, WATCHED, images_and_texts, step_variant
 
@@ -62,6 +63,7 @@ def cases(setting: Setting) -> Iterable[Case]:
 
 def _case(name: str, config: BlipConfig, device: torch.device) -> Case:
     on_gpu, batch = device.type == "cuda", BATCH[device.type]
+    torch.compiler.reset()  # else shapes of the case before count against the number of compiled versions
     torch.manual_seed(0)
     published = reference.BlipRetrieval(config).to(device).train()
     weights = Weights(published)
@@ -70,12 +72,15 @@ def _case(name: str, config: BlipConfig, device: torch.device) -> Case:
     fused.momentum_in_forward = False  # its optimizer moves the momentum copies
 
     plain = Step(published, torch.optim.AdamW(trained, **RECIPE), half=False)
+    tuned_optimizer = torch.optim.AdamW(trained, fused=True, capturable=on_gpu, **RECIPE)
+    quick = Step(tuned(published, TunedRetrieval), tuned_optimizer, half=on_gpu)
     ours = Step(fused, AdamWMomentum(trained, published.momentum_pairs(), config.momentum, **RECIPE), half=on_gpu)
     return Case(
         name=f"{name}, B={batch}, {SIZE} px",
         inputs=lambda seed: step_inputs(config, batch, seed, device),
         variants=[
             step_variant("reference", plain, weights, role="baseline"),
+            step_variant("tuned", quick, weights),
             step_variant("transformers", plain, weights, unavailable=NO_TRAINING),
             step_variant("blip_fast", ours, weights, role="ours"),
         ],

@@ -1,4 +1,4 @@
-"""The published pre-training model as an engineer tunes it in a day with what torch has.
+"""The published models in training as an engineer tunes them in a day with what torch has.
 
 Attention through `scaled_dot_product_attention`, the momentum update in one foreach call, and `torch.compile` of what is
 computed often: a layer of each kind, the embeddings, both losses. (Compiling the whole model takes minutes and joins nothing
@@ -9,15 +9,16 @@ its own image keys and values.
 from __future__ import annotations
 
 import functools
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blip_fast.reference import BlipPretrain
+from blip_fast.reference import BlipPretrain, BlipRetrieval
 from blip_fast.reference.attention import merge_heads, split_heads
-from blip_fast.reference.contrastive import momentum_keys
 from blip_fast.reference.decoder import LanguageHead, lm_labels, lm_loss
+from blip_fast.reference.momentum_model import MomentumModel
 from blip_fast.reference.text import AttentionCore, KeyValueCache, TextEmbeddings, TextLayer, with_first_token
 from blip_fast.reference.vit import Block, SelfAttention
 
@@ -46,29 +47,25 @@ class TunedSelfAttention(SelfAttention):
         return self.proj(merge_heads(F.scaled_dot_product_attention(query, key, value)))
 
 
-class TunedPretrain(BlipPretrain):
-    """Pre-training with the same parameters, names and losses."""
+class TunedMomentumModel(MomentumModel):
+    """Encoders with momentum copies, which move in one call."""
 
     @torch.no_grad()
     def update_momentum(self) -> None:
         params_m, params = zip(*self.momentum_pairs(), strict=True)
         torch._foreach_lerp_(params_m, [param.detach() for param in params], 1.0 - self.config.momentum)
 
-    @functools.partial(torch.compile, dynamic=False)
-    def contrastive(
-        self, image_feat: Tensor, text_feat: Tensor, image_feat_m: Tensor, text_feat_m: Tensor, alpha: float | Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        image_keys, text_keys = momentum_keys(image_feat_m, text_feat_m, self.image_queue, self.text_queue)
-        batch = len(image_feat)
-        own = F.pad(torch.eye(batch, device=image_feat.device), (0, self.image_queue.shape[1]))
-        losses, sims = [], []
-        for feat, feat_m, keys in ((image_feat, image_feat_m, text_keys), (text_feat, text_feat_m, image_keys)):
-            with torch.no_grad():
-                targets = alpha * (feat_m @ keys / self.temp).softmax(dim=1) + (1 - alpha) * own
-            sim = feat @ keys / self.temp
-            losses.append(-(sim.log_softmax(dim=1) * targets).sum(dim=1).mean())
-            sims.append(sim[:, :batch])
-        return (losses[0] + losses[1]) / 2, sims[0], sims[1]
+
+class TunedRetrieval(TunedMomentumModel, BlipRetrieval):
+    """Retrieval fine-tuning with the same parameters, names and losses."""
+
+    contrastive = torch.compile(BlipRetrieval.contrastive, dynamic=False)
+
+
+class TunedPretrain(TunedMomentumModel, BlipPretrain):
+    """Pre-training with the same parameters, names and losses."""
+
+    contrastive = torch.compile(BlipPretrain.contrastive, dynamic=False)
 
     def language_loss(self, image_embeds: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         decoder_ids = with_first_token(input_ids, self.config.dec_token_id)
@@ -77,10 +74,13 @@ class TunedPretrain(BlipPretrain):
         return head_loss(self.text_decoder.cls, hidden, labels, self.config.label_smoothing)
 
 
-def tuned(model: BlipPretrain) -> TunedPretrain:
-    """A tuned model on the weights of ``model``."""
+Model = TypeVar("Model", TunedPretrain, TunedRetrieval)
+
+
+def tuned(model: MomentumModel, model_class: type[Model]) -> Model:
+    """A tuned model on the weights of ``model``, which is of the class that ``model_class`` tunes."""
     classes = {AttentionCore: TunedAttentionCore, SelfAttention: TunedSelfAttention}
-    result = same_weights(model, TunedPretrain)
+    result = same_weights(model, model_class)
     for module in result.modules():
         module.__class__ = classes.get(type(module), type(module))
         if isinstance(module, (Block, TextLayer, TextEmbeddings)):

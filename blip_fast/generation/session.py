@@ -139,7 +139,7 @@ class DecodingSession:
         for index, layer in enumerate(self.layers):
             module = layer.attention.self
             query, key, value = (
-                split_heads(self.linear(part, hidden, False), module.heads)
+                self.linear(part, hidden, False).unflatten(-1, (module.heads, -1))
                 for part in (module.query, module.key, module.value)
             )
             attended = attend(self.cache[index], query, key, value)
@@ -150,10 +150,8 @@ class DecodingSession:
     def project(self, module: AttentionCore, states: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, L, H, D) of states (B, L, state_width)."""
         key, value = (self.linear(part, states.flatten(0, 1), False) for part in (module.key, module.value))
-        return (
-            split_heads(key, module.heads).unflatten(0, states.shape[:2]),
-            split_heads(value, module.heads).unflatten(0, states.shape[:2]),
-        )
+        shape = (*states.shape[:2], module.heads, -1)
+        return key.view(shape), value.view(shape)
 
     def add_norm(self, module: ResidualOutput, hidden: Tensor, residual: Tensor) -> Tensor:
         """The end of a sub-layer, see `ResidualOutput`."""
@@ -163,7 +161,7 @@ class DecodingSession:
         """Cross-attention and MLP of layer ``index`` for rows (R, width)."""
         layer = self.layers[index]
         module = layer.crossattention.self
-        query = split_heads(self.linear(module.query, hidden, False), module.heads)
+        query = self.linear(module.query, hidden, False).unflatten(-1, (module.heads, -1))
         tile = tile_rows(hidden.shape[0], self.images)
         scale = query.shape[-1] ** -0.5
         attended, _ = self.look(query, *self.projected[index], list(groups), None, None, None, 0.0, scale, tile)
@@ -182,11 +180,6 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
     attended = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal)
     return attended.transpose(1, 2).flatten(2)
-
-
-def split_heads(states: Tensor, heads: int) -> Tensor:
-    """(..., H * D) -> (..., H, D)."""
-    return states.unflatten(-1, (heads, -1))
 
 
 def bounds(texts: int, length: int, device: torch.device) -> Tensor:
