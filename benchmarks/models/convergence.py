@@ -29,8 +29,6 @@ from blip_fast.config import BlipConfig
 from blip_fast.data.demo_pairs import demo_root
 from blip_fast.optim import AdamWMomentum
 
-from ..environment import REPOSITORY
-
 PATHS = ("reference", "blip_fast")
 DISTURBED = "reference, disturbed"
 DISTURBANCE = 1e-7  # relative; fp32 rounds at 6e-8
@@ -202,9 +200,7 @@ def write(document: dict[str, Any], file: Path) -> None:
 
 
 @click.command()
-@click.option(
-    "--output", type=click.Path(file_okay=False, path_type=Path), default=REPOSITORY / "benchmarks" / "results"
-)
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), default=demo_root())
 @click.option("--steps", type=click.IntRange(min=LAST), default=Recipe.steps, show_default=True)
 @click.option("--dropout", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1, show_default=True)

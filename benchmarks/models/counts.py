@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 import torch
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -60,7 +61,23 @@ def count_flops(call: Callable[[], Any]) -> dict[str, int]:
 def pretraining_flops(
     model_class: type[reference.BlipPretrain], config: BlipConfig, batch: int, seed: int = 0
 ) -> dict[str, int]:
-    """FLOPs of forward and backward, by operation, for captions as long as COCO's.
+    """FLOPs of forward and backward of a pre-training step, by operation."""
+
+    def loss(model: Any, image: Tensor, ids: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+        return model(image, ids, mask, alpha=ALPHA, negatives=(rows.roll(1), rows.roll(-1))).loss
+
+    return training_flops(model_class, config, batch, PADDED_LENGTH, loss, seed)
+
+
+def training_flops(
+    model_class: type[nn.Module],
+    config: BlipConfig,
+    batch: int,
+    padded_length: int,
+    loss: Callable[..., Tensor],
+    seed: int = 0,
+) -> dict[str, int]:
+    """FLOPs of ``loss(model, image, ids, mask, rows)`` and its backward, by operation, for captions as long as COCO's.
 
     Nothing is computed: weights, images and states have a shape and no memory. Texts and negatives are real, so that lengths
     are known as they are in training.
@@ -71,10 +88,8 @@ def pretraining_flops(
         empty = {name: torch.empty(entry.shape, dtype=entry.dtype) for name, entry in model.state_dict().items()}
         model.load_state_dict(empty, assign=True)
         image = torch.empty(batch, 3, config.image_size, config.image_size)
-    ids, mask = padded_texts(caption_lengths(batch, seed), PADDED_LENGTH, config, seed)
-    rows = torch.arange(batch)
-    negatives = (rows.roll(1), rows.roll(-1))
-    return count_flops(lambda: model(image, ids, mask, alpha=ALPHA, negatives=negatives).loss.backward())
+    ids, mask = padded_texts(caption_lengths(batch, seed), padded_length, config, seed)
+    return count_flops(lambda: loss(model, image, ids, mask, torch.arange(batch)).backward())
 
 
 def fused_reads(config: BlipConfig, batch: int) -> list[str]:

@@ -20,6 +20,7 @@ from blip_fast.optim import AdamWMomentum
 from ..job import Case, Setting
 from ..peers.tuned import TunedRetrieval, tuned
 from ..weights import Weights, same_weights
+from .counts import training_flops
 from .pretrain_step import ALPHA, TOLERANCE, WATCHED, images_and_texts, step_variant
 
 PLACE = 3
@@ -85,6 +86,7 @@ def _case(name: str, config: BlipConfig, device: torch.device) -> Case:
             step_variant("blip_fast", ours, weights, role="ours"),
         ],
         tolerance=TOLERANCE[device.type],
+        flops=sum(training_flops(models.BlipRetrieval, config, batch, PADDED_LENGTH, total_loss).values()),
         dtype=torch.bfloat16 if on_gpu else torch.float32,
         items=(batch, "pairs"),
         input_sets=2,
@@ -95,3 +97,8 @@ def step_inputs(config: BlipConfig, batch: int, seed: int, device: torch.device)
     """Images, padded texts with their mask on the CPU, image ids, and negatives."""
     image, ids, mask, rows = images_and_texts(config, batch, PADDED_LENGTH, seed, device)
     return image, ids, mask, rows, rows.roll(1), rows.roll(-1)
+
+
+def total_loss(model: Any, image: Tensor, ids: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+    """The loss of a step on what `step_inputs` gives."""
+    return model(image, ids, mask, rows, ALPHA, (rows.roll(1), rows.roll(-1))).loss
