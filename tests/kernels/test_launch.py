@@ -1,4 +1,4 @@
-"""What launches read of torch's settings."""
+"""What launches read of torch's settings and ask of a GPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from blip_fast.kernels.launch import shared_memory
 
 SWITCHES = {
     "none": ("pass", "ieee"),
@@ -23,3 +28,9 @@ def test_precision_follows_every_switch(switch: str, expected: str) -> None:
     code += "print(p(torch.float32), p(torch.float16))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == [expected, "ieee"]
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch has no CUDA")
+def test_torch_knows_what_launches_ask_of_a_gpu() -> None:
+    assert {"multi_processor_count", "shared_memory_per_block_optin"} <= set(dir(torch._C._CudaDeviceProperties))
+    assert shared_memory(torch.device("cpu")) == 232448
