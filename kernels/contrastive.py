@@ -265,7 +265,7 @@ def config_for(
     keys in flight, two where ``shared`` memory has no room for tiles of fp32. fp32 features use fp32 arithmetic, as tf32
     would be less exact than the reference; that needs more registers, and runs two programs at a time where there is room.
     """
-    exact, wide_queue = dtype == torch.float32, queue_dtype == torch.float32
+    exact = dtype == torch.float32
     block_e = max(16, triton.next_power_of_2(embed))
     block_r = max(
         16, min(triton.next_power_of_2(2 * batch), (8192 if exact else 16384) // block_e, 32 if exact else 64)
@@ -280,9 +280,18 @@ def config_for(
         block_c=16 if exact else block_e,
         precision="ieee" if exact else "tf32",
         num_warps=8 if block_r * block_e >= 2048 else 4,
-        num_stages=2 if wide_queue and (exact or shared < THREE_TILES) else 3,
+        num_stages=_stages(exact, queue_dtype, shared),
         splits=max(1, min(tiles, programs // (2 * triton.cdiv(2 * batch, block_r)))),
     )
+
+
+def _stages(exact: bool, queue_dtype: torch.dtype, shared: int) -> int:
+    """Tiles of keys in flight: as many as fit and let nothing spill, with Triton 3.6 and 3.8."""
+    if queue_dtype != torch.float32:
+        return 3
+    if exact:
+        return 1
+    return 3 if shared >= THREE_TILES else 2
 
 
 MERGE_SPLITS, REDUCE_BLOCK = 8, 1024
@@ -351,7 +360,7 @@ def _sweep_specimen(dtype: str, queue: str, batch: int, embed: int = 256, shared
         {**blocks, "PRECISION": c.precision},
         c.num_warps,
         c.num_stages,
-        label=f"batch {batch}, E {embed}, features {dtype}, queue {queue}, {c.num_stages} stages",
+        label=f"batch {batch}, E {embed}, features {dtype}, queue {queue}, stages {c.num_stages}",
         divisible_by_16=("Q", "E"),
     )
 

@@ -123,7 +123,7 @@ def tile_by_rule(job: Job) -> Tile:
         if job.kernel == "forward":
             return Tile(16, 32, 8, 1) if wide else Tile(16, 64, 8, 2)
         if job.kernel == "grad_query":
-            return Tile(16, 32, 8, 3) if wide else Tile(16, 64, 8, 1)
+            return Tile(16, 16, 4, 2) if wide else Tile(16, 64, 8, 1)
         return Tile(16, 64, 8, 2 if wide else 1)
     if job.kernel == "forward":
         rows = min(job.tile_rows, 32 if wide else 128)

@@ -60,13 +60,15 @@ class TrainingProgress:
 
     def __enter__(self) -> TrainingProgress:
         self._last = time.perf_counter()
-        self._bar.start()
+        if self.console.is_terminal:
+            self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if self.console.is_terminal:  # elsewhere older versions of rich print an empty line here
+            self._bar.stop()
 
     def start_epoch(self, epoch: int, steps: int, finished_steps: int) -> None:
         """An epoch of ``steps`` steps begins, or goes on; ``finished_steps`` of the run lie behind."""

@@ -39,14 +39,14 @@ def test_an_integer_may_be_one(specimen):
 @pytest.mark.parametrize("batch", [16, 75])
 def test_keys_in_fp32_fit_where_shared_memory_is_small(batch):
     found = {s.label: s for operation, s in specimens() if operation == "contrastive"}
-    small = found[f"batch {batch}, E 256, features bf16, queue fp32, 2 stages"]
+    small = found[f"batch {batch}, E 256, features bf16, queue fp32, stages 2"]
     assert compile_specimen(small, 89).shared <= LIMITS[89]["shared_per_block"]
 
 
 def test_nothing_else_needs_more_than_a_small_gpu_has():
     rows = json.loads(REPORT.read_text())["kernels"]
     large = {(row["kernel"], row["label"]) for row in rows if row["arch"] == 80 and row["shared"] > 101376}
-    of_fp32_queues = [f"batch {batch}, E 256, features bf16, queue fp32, 3 stages" for batch in (16, 75)]
+    of_fp32_queues = [f"batch {batch}, E 256, features bf16, queue fp32, stages 3" for batch in (16, 75)]
     assert large == {("contrastive_sweep_kernel", label) for label in of_fp32_queues}
 
 
