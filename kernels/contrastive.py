@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from blip_fast.kernels.aot import Specimen
+from blip_fast.kernels.aot import LIMITS, Specimen
 from blip_fast.kernels.contrastive_positives import mean_positive_keys
 from blip_fast.kernels.launch import multiprocessors, shared_memory
 
@@ -349,7 +349,8 @@ def _floats(*names: str) -> dict[str, str]:
     return dict.fromkeys(names, "*fp32")
 
 
-def _sweep_specimen(dtype: str, queue: str, batch: int, embed: int = 256, shared: int = 232448) -> Specimen:
+def _sweep_specimen(dtype: str, queue: str, batch: int, embed: int = 256, arch: int = 90) -> Specimen:
+    shared = LIMITS[arch]["shared_per_block"]
     c = config_for(batch, batch, 57_600, embed, DTYPES[dtype], DTYPES[queue], 132, shared)
     inputs = dict.fromkeys(FEATURES, f"*{dtype}") | dict.fromkeys(("p_image_queue", "p_text_queue"), f"*{queue}")
     floats = _floats("p_temp", "p_alpha", "p_sim_i2t", "p_sim_t2i", "p_max", "p_total", "p_expected")
@@ -368,7 +369,7 @@ def _sweep_specimen(dtype: str, queue: str, batch: int, embed: int = 256, shared
 SPECIMENS = [
     *[_sweep_specimen("bf16", queue, batch) for queue in ("bf16", "fp32") for batch in (16, 75)],
     *[_sweep_specimen("fp32", queue, 75) for queue in ("bf16", "fp32")],
-    *[_sweep_specimen("bf16", "fp32", batch, shared=101376) for batch in (16, 75)],
+    *[_sweep_specimen("bf16", "fp32", batch, arch=89) for batch in (16, 75)],
     _sweep_specimen("bf16", "bf16", 75, embed=512),
     Specimen(
         contrastive_finish_kernel,

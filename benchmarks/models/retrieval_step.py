@@ -74,14 +74,14 @@ def _case(name: str, config: BlipConfig, device: torch.device) -> Case:
 
     plain = Step(published, torch.optim.AdamW(trained, **RECIPE), half=False)
     tuned_optimizer = torch.optim.AdamW(trained, fused=True, capturable=on_gpu, **RECIPE)
-    quick = Step(tuned(published, TunedRetrieval), tuned_optimizer, half=on_gpu)
+    torchs_best = Step(tuned(published, TunedRetrieval), tuned_optimizer, half=on_gpu)
     ours = Step(fused, AdamWMomentum(trained, published.momentum_pairs(), config.momentum, **RECIPE), half=on_gpu)
     return Case(
         name=f"{name}, B={batch}, {SIZE} px",
         inputs=lambda seed: step_inputs(config, batch, seed, device),
         variants=[
             step_variant("reference", plain, weights, role="baseline"),
-            step_variant("tuned", quick, weights),
+            step_variant("tuned", torchs_best, weights),
             step_variant("transformers", plain, weights, unavailable=NO_TRAINING),
             step_variant("blip_fast", ours, weights, role="ours"),
         ],

@@ -30,14 +30,15 @@ NEUTRAL = {"length_penalty": 1.0, "typical_p": 1.0, "encoder_repetition_penalty"
 def speed_up(model: BlipForConditionalGeneration) -> BlipForConditionalGeneration:
     """Make ``model.generate`` run on blip_fast: image keys projected once, no copies of caches. Returns the same model.
 
-    Weights are shared, not copied: the model may be trained, moved, cast, loaded and saved as before. Greedy search, beam
-    search and sampling give what transformers gives, dropout is off, and shorter prompts of a batch, padded on the right,
-    give what they give alone. ``del model.generate`` puts transformers' own back.
+    Weights are shared, not copied: the model may be trained, moved, cast, loaded and saved as before; hooks are not called.
+    Greedy search, beam search and sampling give what transformers gives, dropout is off, and shorter prompts of a batch,
+    padded on the right, give what they give alone. ``del model.generate`` puts transformers' own back.
 
-    Raises TypeError for another class, ValueError where the model has layers that BLIP has not; ``generate`` raises
-    ValueError for an option that changes the result and is none of transformers' ``num_beams``, ``do_sample``,
-    ``top_p``, ``top_k``, ``temperature``, ``repetition_penalty``, ``num_return_sequences``, ``max_length``,
-    ``max_new_tokens``, ``min_length`` and ``min_new_tokens``.
+    Raises TypeError for another class, ValueError where the model has layers that BLIP has not. ``generate`` raises
+    ValueError where it was given such layers afterwards, adapters for example, and for an option that changes the result
+    and is none of transformers' ``num_beams``, ``do_sample``, ``top_p``, ``top_k``, ``temperature``,
+    ``repetition_penalty``, ``num_return_sequences``, ``max_length``, ``max_new_tokens``, ``min_length`` and
+    ``min_new_tokens``.
     """
     from transformers import BlipForConditionalGeneration
 
@@ -65,6 +66,15 @@ def shared_captioner(model: BlipForConditionalGeneration) -> BlipCaptioner:
     return captioner.eval()
 
 
+def current_captioner(model: Any) -> BlipCaptioner:
+    """The captioner that was made for a model; a new one where parameters have been replaced or added since."""
+    captioner: BlipCaptioner = model.blip_fast_captioner[0]
+    if {*map(id, captioner.parameters())} != {*map(id, model.parameters())}:
+        captioner = shared_captioner(model)
+        model.blip_fast_captioner = (captioner,)
+    return captioner
+
+
 def generate(
     self: Any,
     pixel_values: Tensor,
@@ -75,7 +85,7 @@ def generate(
     **options: Any,
 ) -> Tensor:
     """Ids (B * num_return_sequences, n): arguments and result of transformers' ``generate``."""
-    (captioner,) = self.blip_fast_captioner
+    captioner = current_captioner(self)
     if interpolate_pos_encoding:
         raise ValueError("interpolate_pos_encoding=True; expected images of the size that the model has positions for")
     prompts = prompt_ids(input_ids, attention_mask, len(pixel_values), captioner.config).to(pixel_values.device)
@@ -91,17 +101,17 @@ def prompt_ids(input_ids: Tensor | None, attention_mask: Tensor | None, batch: i
         return torch.full((batch, 1), config.dec_token_id)
     ids = torch.as_tensor(input_ids)
     mask = ids != config.pad_token_id if attention_mask is None else attention_mask.bool()
-    plain = ids.ndim == 2 and mask.shape == ids.shape and bool(mask[:, 0].all())
+    plain = ids.ndim == 2 and ids.shape[1] > 1 and mask.shape == ids.shape and bool(mask[:, 0].all())
     if not plain or bool((mask[:, 1:] > mask[:, :-1]).any()):
-        raise ValueError("input_ids and attention_mask are no prompts padded on the right; expected (B, N) each, with "
-                         "tokens first and padding behind them")  # fmt: skip
+        raise ValueError("input_ids and attention_mask are no prompts padded on the right; expected (B, N) each, N > 1, "
+                         "with tokens first and padding behind them")  # fmt: skip
     first = torch.arange(ids.shape[1], device=ids.device) == 0
     return ids.masked_fill(~mask, config.pad_token_id).masked_fill(first, config.dec_token_id)[:, :-1]
 
 
 def fused_options(options: dict[str, Any], prompt_length: int, config: BlipConfig) -> dict[str, Any]:
     """Arguments of ``generate_ids`` for those of transformers' ``generate``."""
-    for name in options.keys() - {*PASSED_ON, *LENGTHS, *WITHOUT_EFFECT}:
+    for name in sorted(options.keys() - {*PASSED_ON, *LENGTHS, *WITHOUT_EFFECT}):
         value = options[name]
         if isinstance(value, Tensor) or (value and value != NEUTRAL.get(name)):
             raise ValueError(f"{name}={value!r} is nothing that blip_fast generates with; expected some of "

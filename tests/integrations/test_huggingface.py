@@ -110,6 +110,20 @@ def test_weights_are_shared(model):
     assert_same(model.generate(IMAGES.double(), max_length=12), own_generate(model, IMAGES.double(), max_length=12))
 
 
+def test_replaced_weights_count_and_adapters_are_refused(model):
+    before = speed_up(model).generate(IMAGES, max_length=12)
+    torch.manual_seed(0)
+    state = {name: tensor + torch.randn_like(tensor) * 0.1 for name, tensor in model.state_dict().items()
+             if tensor.is_floating_point()}  # fmt: skip
+    model.load_state_dict(state, strict=False, assign=True)
+    expected = own_generate(model, IMAGES, max_length=12)
+    assert not torch.equal(before, expected)
+    assert_same(model.generate(IMAGES, max_length=12), expected)
+    model.text_decoder.bert.encoder.layer[0].output.adapter = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"model differs from BLIP in 'text_decoder\.bert\.encoder\.layer\.0\.output"):
+        model.generate(IMAGES)
+
+
 def test_saved_and_put_back(model, tmp_path):
     expected = speed_up(model).generate(IMAGES, max_length=12)
     model.save_pretrained(tmp_path / "saved")
@@ -130,6 +144,7 @@ def test_saved_and_put_back(model, tmp_path):
         (dict(num_beams=0), "num_beams=0; expected a number from 1"),
         (dict(interpolate_pos_encoding=True), "interpolate_pos_encoding=True; expected images of the size"),
         (dict(input_ids=PROMPT), "are no prompts padded on the right"),
+        (dict(input_ids=PROMPTS[:, :1]), "are no prompts padded on the right"),
         (dict(input_ids=PROMPTS, attention_mask=PROMPTS != 101), "are no prompts padded on the right"),
     ],
 )

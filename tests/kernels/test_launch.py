@@ -8,8 +8,6 @@ import sys
 import pytest
 import torch
 
-pytest.importorskip("triton")
-
 from blip_fast.kernels.launch import shared_memory
 
 SWITCHES = {
