@@ -7,6 +7,8 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+# A process for each core, at most 4: every one has a torch of its own, and whole files to itself.
+SIDE_BY_SIDE := $(BIN)/python -m pytest -n $(shell nproc) --maxprocesses 4 --dist loadfile
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -23,8 +25,8 @@ train-demo: native
 	$(BIN)/blip-fast train-demo --data build/emoji --output build/train-demo
 
 test: native lint
-	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m triton tests/ops
+	$(SIDE_BY_SIDE)
+	TRITON_INTERPRET=1 $(SIDE_BY_SIDE) -m triton tests/ops
 
 lint: $(READY)
 	$(BIN)/ruff check .

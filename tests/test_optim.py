@@ -15,15 +15,6 @@ MOMENTUM = 0.9
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else ["cpu"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors are so small that a second thread costs time, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Model(nn.Module):
     """A trained part with momentum copies, one without, and a frozen one with a copy."""
 

@@ -26,14 +26,6 @@ def nothing_compiled():
         yield
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny tensors: on a busy machine a second thread costs more than it brings
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_all_files_can_be_imported():
     assert not BROKEN + LACKING
     assert {"captioning", "momentum", "pretrain_step", "reranking", "vqa_ranking"} <= {

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import CliRunner
 
 from blip_fast.benchmarks.environment import REPOSITORY
@@ -51,7 +50,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     output = tmp_path_factory.mktemp("demo")
-    torch.set_num_threads(1)
     settings = CapFiltDemoSettings(data, output, steps=4, finetune_steps=3, sizes=SIZES)
     return output, run_capfilt_demo(settings, 1, lambda line: None)
 

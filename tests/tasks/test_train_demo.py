@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from click.testing import CliRunner
 
 from blip_fast.benchmarks.environment import REPOSITORY
@@ -31,15 +29,6 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("one_thread")
 def test_all_programs_run_and_report(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     arguments = ["train-demo", "--data", str(data), "--output", str(output), "--share", "0.01", "--seed", "3"]
