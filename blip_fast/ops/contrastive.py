@@ -102,6 +102,8 @@ def _check(
 ) -> None:
     if image_feat.dim() != 2 or image_feat.shape[0] == 0 or image_feat.shape[1] == 0:
         raise ValueError(f"image_feat has shape {tuple(image_feat.shape)}; expected (B, E) with B and E at least 1")
+    if not image_feat.is_floating_point():
+        raise ValueError(f"image_feat is {image_feat.dtype}; expected floating point")
     batch, embed = image_feat.shape
     if text_feat.shape != image_feat.shape:
         raise ValueError(f"text_feat has shape {tuple(text_feat.shape)}; expected {(batch, embed)} as image_feat")
@@ -126,11 +128,8 @@ def _check(
         if not tensor.is_floating_point() or (name in features and tensor.dtype != image_feat.dtype):
             expected = f"{image_feat.dtype} as image_feat" if name in features else "floating point"
             raise ValueError(f"{name} is {tensor.dtype}; expected {expected}")
-    if not image_feat.is_floating_point() or text_queue.dtype != image_queue.dtype:
-        raise ValueError(
-            f"image_feat is {image_feat.dtype}, the queues {image_queue.dtype} and {text_queue.dtype}; "
-            "expected floating point features, and queues of one dtype"
-        )
+    if text_queue.dtype != image_queue.dtype:
+        raise ValueError(f"text_queue is {text_queue.dtype}; expected {image_queue.dtype} as image_queue")
 
 
 def _check_ids(ids: Tensor | None, queue_ids: Tensor | None, gathered: int, queued: int, device: torch.device) -> None:

@@ -215,6 +215,18 @@ def test_nan_and_inf_propagate(backend, name, value, batch):
 
 
 @BACKENDS
+def test_strided_features_and_ids(backend):
+    arguments = Inputs(9, 40, 16, with_ids=True, device=device_of(backend)).make()
+    want = run(backend, arguments)
+    strided = {name: arguments[name].T.contiguous().T for name in NAMES[:4]}
+    strided |= {name: arguments[name].repeat_interleave(2)[::2] for name in ("ids", "queue_ids")}
+    with blip_fast.backend(backend):
+        got = contrastive_loss(**arguments | strided, alpha=0.4)
+    for key, tensor in zip(("loss", "sim_i2t", "sim_t2i"), got, strict=True):
+        assert torch.equal(tensor, want[key]), key
+
+
+@BACKENDS
 def test_repeats_bit_for_bit(backend):
     arguments = Inputs(9, 300, 16, with_ids=True, device=device_of(backend)).make()
     first, second = run(backend, arguments), run(backend, arguments)
@@ -303,7 +315,7 @@ def test_flops():
 
 def test_shapes_on_meta():
     arguments = {name: tensor.to("meta") for name, tensor in Inputs(3, 20, 8, gathered=6).make().items()}
-    outputs = contrastive_loss(**arguments, alpha=0.4, offset=3)
+    outputs = contrastive_loss(**arguments, alpha=torch.tensor(0.4, device="meta"), offset=3)
     assert [tuple(output.shape) for output in outputs] == [(), (3, 6), (3, 6)]
     assert {output.dtype for output in outputs} == {torch.float32}
 
@@ -319,24 +331,41 @@ def change(**changes):
     ("broken", "message"),
     [
         (change(image_feat=lambda t: t[:0]), r"image_feat has shape \(0, 8\); expected \(B, E\)"),
+        (change(image_feat=lambda t: t[0]), r"image_feat has shape \(8,\); expected \(B, E\)"),
+        (change(image_feat=lambda t: t[:, :0]), r"image_feat has shape \(3, 0\); expected \(B, E\)"),
         (change(text_feat=lambda t: t[:2]), r"text_feat has shape \(2, 8\); expected \(3, 8\)"),
         (change(image_feat_m=lambda t: t[:, :4]), r"image_feat_m has shape \(3, 4\); expected \(N, 8\)"),
         (change(text_feat_m=lambda t: t[:2]), r"text_feat_m has shape \(2, 8\)"),
         (change(text_queue=lambda t: t[:, :5]), r"expected \(8, Q\) both"),
+        (change(image_queue=lambda t: t[:, 0], text_queue=lambda t: t[:, 0]), r"have shapes \(8,\) and \(8,\)"),
+        (change(image_queue=lambda t: t[:5], text_queue=lambda t: t[:5]), r"have shapes \(5, 9\) and \(5, 9\)"),
         (change(image_queue=lambda t: t.T.contiguous().T), "image_queue or text_queue is not contiguous"),
+        (change(text_queue=lambda t: t.T.contiguous().T), "image_queue or text_queue is not contiguous"),
+        (change(**dict.fromkeys(NAMES[:4], torch.Tensor.long)), "image_feat is torch.int64; expected floating point"),
         (
             change(text_feat=lambda t: t.bfloat16()),
             r"text_feat is torch.bfloat16; expected torch.float32 as image_feat",
         ),
         (change(text_queue=lambda t: t.to("meta")), "text_queue is on meta; expected cpu"),
         (change(image_queue=lambda t: t.long(), text_queue=lambda t: t.long()), "image_queue is torch.int64"),
+        (change(text_queue=lambda t: t.half()), "text_queue is torch.float16; expected torch.float32 as image_queue"),
         (change(temp=lambda t: t.repeat(2)), "temp has 2 elements"),
+        (change(temp=lambda t: t.to("meta")), "temp has 1 elements on meta; expected one on cpu"),
         (change(alpha=lambda a: 1.5), r"alpha is 1.5; expected a number in \[0, 1\]"),
         (change(offset=lambda o: 1), "offset is 1; expected 0 to 0"),
+        (change(offset=lambda o: -1), "offset is -1; expected 0 to 0"),
         (change(ids=lambda i: torch.arange(3)), "one of ids and queue_ids is given without the other"),
         (
             change(ids=lambda i: torch.arange(2), queue_ids=lambda i: torch.arange(9)),
             "ids is torch.int64 of 2 elements",
+        ),
+        (
+            change(ids=lambda i: torch.arange(3), queue_ids=lambda i: torch.arange(9).int()),
+            "queue_ids is torch.int32 of 9 elements on cpu; expected int64",
+        ),
+        (
+            change(ids=lambda i: torch.arange(3), queue_ids=lambda i: torch.arange(9, device="meta")),
+            "queue_ids is torch.int64 of 9 elements on meta; expected .* on cpu",
         ),
     ],
 )
