@@ -80,12 +80,11 @@ def hard_negatives_kernel(
     p_sim = (p_t2i if direction == 0 else p_i2t) + row.to(tl.int64) * N
 
     largest = float("-inf")
-    undefined = 0
+    undefined = 0  # NaN, which the maximum ignores; where it is infinite all differences are NaN or -inf, and weigh 0
     for start in range(0, N, BLOCK):
         b_sim, _, _ = _load(p_sim, p_ids, own, start, N, HAS_IDS, HAS_EPSILON, BLOCK)
         undefined += tl.sum((b_sim != b_sim).to(tl.int32), 0)
         largest = tl.maximum(largest, tl.max(tl.where(b_sim == b_sim, b_sim, float("-inf")), 0))
-    undefined += (largest == float("inf")).to(tl.int32) + (largest == float("-inf")).to(tl.int32)
 
     everything = tl.zeros((), tl.int64)
     weight = tl.zeros((), tl.int64)
@@ -111,8 +110,7 @@ def hard_negatives_kernel(
         b_weight = tl.where(weighted, _fixed_point_exp(b_sim - largest, drop) + share, 1)
         b_weight = tl.where(tl.where(admissible > 0, b_admissible, b_other), b_weight, 0)
         b_sum = before + tl.cumsum(b_weight, 0)
-        inside = start + tl.arange(0, BLOCK) < N
-        pick += tl.sum(((b_sum <= threshold) & inside).to(tl.int64), 0)
+        pick += tl.sum((b_sum <= threshold).to(tl.int64), 0)
         before += tl.sum(b_weight, 0)
     pick = tl.where(total > 0, pick, own)
     tl.store((p_image_for_text if direction == 0 else p_text_for_image) + row, pick)

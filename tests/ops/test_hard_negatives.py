@@ -71,6 +71,19 @@ def test_picks_with_awkward_values_equal_those_of_the_reference(backend):
         assert (got.text_for_image.cpu() != torch.arange(8)).all()
 
 
+@BACKENDS
+def test_picks_where_weights_have_fewer_bits_equal_those_of_the_reference(backend):
+    sim = torch.zeros(2, 3000)
+    assert reference.fraction_bits(3000, 1.0) < 40
+    for offset in range(4):
+        with blip_fast.backend("reference"):
+            expected = mine_hard_negatives(sim, sim, epsilon=1.0, seed=3, offset=offset)
+        with blip_fast.backend(backend):
+            device = device_of(backend)
+            got = mine_hard_negatives(sim.to(device), sim.to(device), epsilon=1.0, seed=3, offset=offset)
+        assert torch.equal(torch.stack(got).cpu(), torch.stack(expected))
+
+
 @pytest.mark.parametrize(("epsilon", "with_ids"), [(1e-4, False), (0.02, True), (0.0, True)])
 def test_distribution_over_100_000_draws(epsilon, with_ids):
     # On the fastest backend: the others make the same picks.
@@ -193,8 +206,9 @@ def test_strided_and_empty_inputs_and_no_gradient(backend):
     device = device_of(backend)
     wide = torch.randn(8, 12, device=device, requires_grad=True)
     with blip_fast.backend(backend):
-        got = mine_hard_negatives(wide[:, 2:10], wide[:, 2:10].T, seed=1)
-        expected = mine_hard_negatives(wide[:, 2:10].clone(), wide[:, 2:10].T.contiguous(), seed=1)
+        ids = torch.arange(16, device=device) // 4
+        got = mine_hard_negatives(wide[:, 2:10], wide[:, 2:10].T, ids[::2], seed=1)
+        expected = mine_hard_negatives(wide[:, 2:10].clone(), wide[:, 2:10].T.contiguous(), ids[::2].clone(), seed=1)
         empty = mine_hard_negatives(wide[:0], wide[:0], seed=1)
     assert torch.equal(torch.stack(got), torch.stack(expected))
     assert [p.shape for p in empty] == [(0,), (0,)]
@@ -273,6 +287,7 @@ SIM = torch.zeros(2, 4)
         ((SIM.long(), SIM.long()), {}, "expected one floating-point dtype"),
         ((SIM, SIM.half()), {}, "expected one floating-point dtype"),
         ((SIM, SIM.to("meta")), {}, "another device"),
+        ((SIM, SIM, torch.zeros(4, dtype=torch.int64, device="meta")), {}, "another device"),
         ((SIM, SIM, torch.zeros(2, dtype=torch.int64)), {}, r"ids is torch.int64 of shape \(2,\); expected"),
         ((SIM, SIM, torch.zeros(4)), {}, "ids is torch.float32"),
         ((SIM, SIM), {"epsilon": -0.1}, r"epsilon is -0.1; expected a number in \[0, 1\]"),
