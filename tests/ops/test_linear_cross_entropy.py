@@ -13,9 +13,12 @@ from blip_fast.reference import linear_cross_entropy as eager
 from tests.ops.common import backends_of, device_of, dtypes_of, poisoned_memory
 
 BACKENDS = pytest.mark.parametrize("backend", backends_of("linear_cross_entropy"))
-# T, C, V: fewer and more rows than C; ragged in every direction; more than one chunk of the vocabulary.
+# T, C, V: fewer and more rows than C; ragged in every direction; many words.
 SHAPES = [(33, 40, 129), (85, 70, 300), (1, 1, 1), (9, 24, 1100)]
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+needs_triton = pytest.mark.skipif(
+    "triton" not in [backend.values[0] for backend in backends_of("linear_cross_entropy")], reason="needs Triton"
+)
 FORWARD, BACKWARD = torch.ops.blip_fast.linear_cross_entropy, torch.ops.blip_fast.linear_cross_entropy_backward
 
 
@@ -54,6 +57,77 @@ def test_no_further_from_float64_than_eager(backend, shape, smoothing, reduction
             # Luck does not average out over a few numbers; and float64 is not exact itself.
             slack = 16 * torch.finfo(dtype).eps if want.numel() < 300 or dtype == torch.float64 else 0.0
             assert distance(mine, want) <= 1.5 * distance(theirs, want) + slack * max(1.0, want.norm().item())
+
+
+@BACKENDS
+@pytest.mark.parametrize("shape", [(1100, 8, 20), (6, 1100, 20)])
+def test_more_rows_or_columns_than_a_block(backend, shape):
+    tensors, labels = make(shape, device=device_of(backend))
+    with blip_fast.backend(backend):
+        got = run(linear_cross_entropy, tensors, labels, 0.1)
+    for mine, theirs in zip(got, run(eager, tensors, labels, 0.1), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.triton
+@needs_triton
+def test_more_than_one_chunk_of_the_vocabulary(monkeypatch):
+    from blip_fast.kernels import linear_cross_entropy as kernel
+
+    monkeypatch.setattr(kernel, "D_BYTES", 0)
+    for shape in ((9, 24, 1100), (85, 70, 1030)):
+        tensors, labels = make(shape, device=device_of("triton"))
+        with blip_fast.backend("triton"):
+            got = run(linear_cross_entropy, tensors, labels, 0.1)
+        for mine, theirs in zip(got, run(eager, tensors, labels, 0.1), strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-4)
+
+
+@BACKENDS
+def test_kept_logits_are_those_of_the_loss(backend):
+    """Of large logits in half precision: the gradient of a row's logits sums to 0 only if both are rounded alike."""
+    for dtype in dtypes_of(backend):
+        (hidden, weight, bias), labels = make((85, 70, 300), dtype, device_of(backend))
+        with blip_fast.backend(backend):
+            losses = linear_cross_entropy(hidden * 16, weight, bias, labels, 0.0, -100, "none")
+            (grad_bias,) = torch.autograd.grad(losses.sum(), bias)
+        assert abs(grad_bias.double().sum().item()) < 16 * torch.finfo(dtype).eps + 1e-5
+
+
+@BACKENDS
+def test_a_constant_in_all_logits_changes_nothing(backend):
+    tensors, labels = make((33, 40, 129), device=device_of(backend))
+    with blip_fast.backend(backend):
+        want = run(linear_cross_entropy, tensors, labels, 0.1)
+        with torch.no_grad():
+            tensors[2].add_(128.0)
+        got = run(linear_cross_entropy, tensors, labels, 0.1)
+    for mine, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-3)
+
+
+@BACKENDS
+def test_words_that_are_ruled_out(backend):
+    """By a bias of -inf, so that whole tiles of logits have no maximum."""
+    tensors, labels = make((33, 40, 400), device=device_of(backend))
+    labels[labels > 0] %= 50
+    with torch.no_grad():
+        tensors[2][50:390] = -float("inf")
+    with blip_fast.backend(backend):
+        got = run(linear_cross_entropy, tensors, labels)
+    for mine, theirs in zip(got, run(eager, tensors, labels), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-4)
+
+
+@BACKENDS
+def test_strided_arguments(backend):
+    tensors, labels = make((33, 40, 129), device=device_of(backend))
+    strided = [t.detach().T.contiguous().T.requires_grad_() for t in tensors[:2]]
+    strided.append(tensors[2].detach().repeat_interleave(2)[::2].requires_grad_())
+    with blip_fast.backend(backend):
+        want = run(linear_cross_entropy, tensors, labels, 0.1)
+        got = run(linear_cross_entropy, strided, labels.repeat_interleave(2)[::2], 0.1)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
 @BACKENDS
@@ -228,7 +302,7 @@ def test_flops():
 
 
 class Watch(TorchDispatchMode):
-    """Notes operations that wait for the device, and the largest tensor."""
+    """Notes operations that wait for the device, and the bytes of the largest tensor."""
 
     def __init__(self):
         super().__init__()
@@ -239,19 +313,24 @@ class Watch(TorchDispatchMode):
         if any(name in str(function) for name in ("_local_scalar_dense", "nonzero", "masked_select", "index.Tensor")):
             self.waits.append(str(function))
         self.largest = max(
-            [self.largest, *(t.numel() for t in torch.utils._pytree.tree_leaves(out) if hasattr(t, "numel"))]
+            [self.largest, *(t.nbytes for t in torch.utils._pytree.tree_leaves(out) if hasattr(t, "nbytes"))]
         )
         return out
 
 
 @pytest.mark.triton
-@pytest.mark.skipif("triton" not in [p.values[0] for p in backends_of("linear_cross_entropy")], reason="needs Triton")
-def test_device_path_never_waits_and_holds_no_logits():
-    tensors, labels = make((200, 8, 1100), device=device_of("triton"))
-    with blip_fast.backend("triton"), Watch() as watch:
-        linear_cross_entropy(*tensors, labels, 0.1).backward()
+@needs_triton
+def test_device_path_never_waits_and_holds_no_logits(monkeypatch):
+    from blip_fast.kernels import linear_cross_entropy as kernel
+
+    monkeypatch.setattr(kernel, "D_BYTES", 0)
+    tensors, labels = make((40, 8, 5000), device=device_of("triton"))
+    hidden, weight, bias = (t.detach() for t in tensors)
+    with Watch() as watch:  # the kernels themselves: what runs inside of an operation, no mode sees
+        _, lse, logits = kernel.forward(hidden, weight, bias, labels, 0.1, -100, True)
+        kernel.backward(torch.ones_like(lse), hidden, weight, bias, labels, lse, logits, 0.1, -100, True, True, True)
     assert watch.waits == []
-    assert watch.largest < 200 * 1100 / 4
+    assert watch.largest < 40 * 5000 * 4 / 3
 
 
 def test_more_threads_change_nothing():
@@ -290,6 +369,8 @@ HIDDEN, WEIGHT, BIAS, LABELS = torch.ones(3, 4), torch.ones(5, 4), torch.ones(5)
     [
         ((HIDDEN[0], WEIGHT, BIAS, LABELS), r"hidden has shape \(4,\); expected \(T, C\)"),
         ((HIDDEN, WEIGHT[:, :3], BIAS, LABELS), r"weight has shape \(5, 3\); expected \(V, 4\)"),
+        ((HIDDEN, WEIGHT[0], BIAS, LABELS), r"weight has shape \(4,\); expected \(V, 4\)"),
+        ((HIDDEN, WEIGHT[:0], BIAS[:0], LABELS), r"weight has shape \(0, 4\); expected \(V, 4\), neither of them 0"),
         ((HIDDEN, WEIGHT, BIAS[:4], LABELS), r"bias has shape \(4,\); expected \(5,\)"),
         ((HIDDEN, WEIGHT, BIAS, LABELS[:2]), r"labels has shape \(2,\) and dtype torch.int64; expected \(3,\)"),
         ((HIDDEN, WEIGHT, BIAS, LABELS.int()), r"dtype torch.int32; expected \(3,\) and int64"),
