@@ -202,6 +202,26 @@ def test_nan_and_inf_propagate_as_in_torch(backend):
 
 
 @BACKENDS
+def test_a_copy_changes_nothing_of_its_parameter(backend):
+    with_copies, without = Tensors(device_of(backend)), Tensors(device_of(backend))
+    without.params_m = [None] * len(SIZES)
+    with_copies.step(backend)
+    without.step(backend)
+    assert all(torch.equal(a, b) for a, b in zip(with_copies.params, without.params, strict=True))
+
+
+@BACKENDS
+def test_more_tensors_than_a_block_of_steps(backend):
+    device, count = device_of(backend), 300
+    params, grads, averages = (list(torch.full((count, 2), x, device=device)) for x in (1.0, 0.5, 0.0))
+    squares, steps = list(torch.zeros(count, 2, device=device)), list(torch.zeros(count, device=device))
+    with blip_fast.backend(backend):
+        adamw_momentum_step_(params, grads, averages, squares, steps, [None] * count, lr=0.1, weight_decay=0.0)
+    assert torch.equal(torch.stack(steps), torch.ones(count, device=device))
+    torch.testing.assert_close(torch.stack(params), torch.full((count, 2), 0.9, device=device))
+
+
+@BACKENDS
 def test_repeats_bit_for_bit(backend):
     first, second = (Tensors(device_of(backend)).step(backend).written for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -274,6 +294,8 @@ GOOD = {"params": [ONE], "grads": [ONE], "exp_avgs": [ONE], "exp_avg_sqs": [ONE]
         ({"params_m": [ONE.to("meta")]}, "the tensors are on cpu, meta; expected one device"),
         ({"params_m": [torch.ones(3, 2).T]}, r"params_m\[0\] is not contiguous"),
         ({"betas": (0.9, 1.0)}, r"betas is \(0.9, 1.0\); expected two numbers in \[0, 1\)"),
+        ({"params": [torch.ones(3, 2).T]}, r"params\[0\] is strided torch.float32; expected contiguous"),
+        ({"lr": -0.1}, "lr is -0.1; expected a number >= 0"),
         ({"eps": -1.0}, "eps is -1.0"),
         ({"weight_decay": float("nan")}, "weight_decay is nan"),
         ({"momentum": 1.1}, "momentum is 1.1"),

@@ -385,8 +385,10 @@ def groups_of(tokens, images):
             refused(query=torch.ones(3, 32)),
             r"query is torch.float32 of shape \(3, 32\); expected floating point \(T, H, D\)",
         ),
+        (refused(query=torch.ones(22, 2, 16).long()), "query is torch.int64"),
         (refused(query=torch.ones(3, 2, 160)), "D <= 128"),
         (refused(key=torch.ones(3, 37, 2, 8)), r"key has shape \(3, 37, 2, 8\); expected \(B, L, 2, 16\)"),
+        (refused(key=torch.ones(3, 2, 16)), r"key has shape \(3, 2, 16\); expected \(B, L, 2, 16\)"),
         (refused(value=None), r"expected \(B, L, 2, 2, 16\)"),
         (
             refused(value=torch.ones(3, 36, 2, 16)),
@@ -399,6 +401,7 @@ def groups_of(tokens, images):
             refused(cu_seqlens=torch.zeros(4, dtype=torch.int64)),
             r"cu_seqlens .* expected int32 or int64 of shape \(5,\)",
         ),
+        (refused(cu_seqlens=torch.zeros(5, dtype=torch.int64, device="meta")), "cu_seqlens is on meta; expected cpu"),
         (refused(image_of_text=torch.zeros(4)), "image_of_text is torch.float32"),
         (refused(image_of_text=torch.zeros(4, 1)), "image_of_text has shape .* expected one dimension"),
         (refused(image_lengths=torch.zeros(2, dtype=torch.int32)), r"image_lengths .* of shape \(3,\)"),
@@ -412,6 +415,14 @@ def groups_of(tokens, images):
             r"groups.rows is torch.int32 of shape \(21,\) on cpu; expected what group_rows",
         ),
         (refused(groups=groups_of(22, 4)), r"groups.bounds is torch.int32 of shape \(6,\)"),
+        (
+            refused(groups=groups_of(22, 3)._replace(rows=torch.arange(22))),
+            r"groups.rows is torch.int64 of shape \(22,\)",
+        ),
+        (
+            refused(groups=groups_of(22, 3)._replace(text_of_row=torch.arange(22, device="meta").int())),
+            r"groups.text_of_row is torch.int32 of shape \(22,\) on meta",
+        ),
     ],
 )
 def test_refuses(inputs, message):

@@ -206,14 +206,20 @@ def test_places_outside_of_the_cache_are_refused(name, wrong, message):
     [
         ({"hidden": torch.zeros(6)}, r"hidden has shape \(6,\); expected \(R, C\)"),
         ({"cache": torch.zeros(2, 8, 9, 2, 8)}, r"cache has shape .* with H \* D = 32"),
+        ({"cache": torch.zeros(2, 8, 9, 32)}, r"cache has shape \(2, 8, 9, 32\); expected contiguous"),
+        ({"cache": torch.zeros(3, 8, 9, 2, 16)}, r"cache has shape \(3, 8, 9, 2, 16\); expected contiguous"),
+        ({"cache": torch.zeros(2, 9, 8, 2, 16).transpose(1, 2)}, "cache has shape .* expected contiguous"),
+        ({"slots": torch.arange(12)[::2]}, r"slots is torch.int64 of shape \(6,\); expected contiguous"),
         ({"slots": torch.zeros(6)}, r"slots is torch.float32 .* expected contiguous int64 \(6,\)"),
         ({"ancestry": torch.zeros(6, 3, dtype=torch.int64)}, r"ancestry .* expected contiguous int64 \(6, 9\)"),
+        ({"key": torch.zeros(2, 5, 2, 16, 1)}, r"key has shape .* H and D as in the cache"),
         ({"key": torch.zeros(2, 5, 1, 32)}, r"key has shape .* H and D as in the cache"),
         ({"value": torch.zeros(2, 5, 2, 16)}, r"value has shape .* H and D as in the cache"),
         ({"key": torch.zeros(2, 37, 16, 2).mT}, "key has stride 2 in its last dimension; expected 1"),
         ({"groups": group_rows(torch.arange(8), torch.zeros(7).long(), 7, 2)}, r"groups.rows .* of shape \(7,\)"),
         ({"cache": torch.zeros(2, 8, 9, 2, 16).double()}, "cache is torch.float64; expected torch.float32 as hidden"),
         ({"parameters": parameters_of(16)}, r"parameters.query has shape \(16, 16\); expected contiguous \(32, 32\)"),
+        ({"parameters": parameters_of(32)._replace(key=torch.zeros(32, 32).T)}, "parameters.key has shape"),
     ],
 )
 def test_refused(change, message):

@@ -222,6 +222,9 @@ X, WEIGHT = torch.ones(3, 4), torch.ones(4)
     [
         ((X.long(), X, WEIGHT, WEIGHT, 1e-6), r"x is torch.int64 of shape \(3, 4\); expected floating point"),
         ((X[:, :0], X[:, :0], WEIGHT[:0], WEIGHT[:0], 1e-6), r"expected floating point \(..., C\), C > 0"),
+        ((X[0, 0], X[0, 0], WEIGHT, WEIGHT, 1e-6), r"x is torch.float32 of shape \(\); expected floating point"),
+        ((X, X.long(), WEIGHT, WEIGHT, 1e-6), r"residual is torch.int64 of shape \(3, 4\)"),
+        ((X, X, WEIGHT.long(), WEIGHT.long(), 1e-6), r"weight is torch.int64 of shape \(4,\)"),
         ((X, X[:2], WEIGHT, WEIGHT, 1e-6), r"residual is torch.float32 of shape \(2, 4\); expected \(3, 4\) as x"),
         ((X, X, WEIGHT[:3], WEIGHT, 1e-6), r"weight is torch.float32 of shape \(3,\); expected \(4,\)"),
         ((X, X, WEIGHT, WEIGHT.half(), 1e-6), r"bias is torch.float16 of shape \(4,\); expected \(4,\), of one dtype"),

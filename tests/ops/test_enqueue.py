@@ -84,6 +84,10 @@ def test_compiles_without_a_graph_break():
     ("queue", "features", "pointer", "message"),
     [
         (torch.zeros(4, 0), torch.ones(2, 4), torch.tensor([0]), "queue has shape"),
+        (torch.zeros(6), torch.ones(2, 6), torch.tensor([0]), r"queue has shape \(6,\); expected a contiguous"),
+        (torch.zeros(6, 4).T, torch.ones(2, 4), torch.tensor([0]), r"queue has shape \(4, 6\); expected a contiguous"),
+        (torch.zeros(4, 6), torch.ones(4), torch.tensor([0]), r"features has shape \(4,\); expected \(N, 4\)"),
+        (torch.zeros(4, 6), torch.ones(2, 4), torch.tensor([0, 1]), "pointer is torch.int64 of 2 elements"),
         (torch.zeros(4, 6), torch.ones(2, 5), torch.tensor([0]), r"expected \(N, 4\)"),
         (
             torch.zeros(4, 6),

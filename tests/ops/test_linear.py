@@ -241,6 +241,7 @@ def test_leading_dimensions_and_strides():
     x, weight, bias = layer(24, 16, 10)
     shaped = x.view(2, 3, 4, 16)
     torch.testing.assert_close(linear(shaped, weight, bias), F.linear(shaped, weight, bias))
+    torch.testing.assert_close(linear(x[0], weight, bias), F.linear(x[0], weight, bias))
     turned = x.t().contiguous().t()
     torch.testing.assert_close(linear(turned, weight, bias), F.linear(x, weight, bias))
 
@@ -274,6 +275,10 @@ def test_refused():
     x, weight, bias = layer(7, 16, 10)
     with pytest.raises(ValueError, match=r"input has shape \(7, 16\) and weight \(16, 10\)"):
         linear(x, weight.t())
+    with pytest.raises(ValueError, match=r"input has shape \(7, 16\) and weight \(16,\)"):
+        linear(x, weight[0])
+    with pytest.raises(ValueError, match=r"input has shape \(\) and weight \(10, 16\)"):
+        linear(x[0, 0], weight)
     with pytest.raises(ValueError, match=r"input is torch\.int64; expected floating point"):
         linear(torch.ones(2, 3).long(), torch.ones(4, 3).long())
     with pytest.raises(ValueError, match=r"bias has shape \(9,\); expected \(10,\)"):
@@ -289,6 +294,22 @@ def test_no_depth(backend, rows):
     with blip_fast.backend(backend):
         for out in (linear(x, weight, bias), linear_layers(x)(with_parameters(weight, bias), x, False)):
             assert torch.equal(out, F.linear(x, weight, bias))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weight_and_rows_of_any_layout(backend):
+    x, weight, bias = layer(7, 16, 10)
+    expected = F.linear(x, weight, bias)
+    x, weight = x.t().contiguous().t(), weight.t().contiguous().t()
+    with blip_fast.backend(backend):
+        torch.testing.assert_close(linear(x, weight, bias), expected)
+        torch.testing.assert_close(linear_layers(x)(with_parameters(weight, bias), x, False), expected)
+
+
+def test_gelu_is_split_off_where_there_is_a_gradient():
+    x, weight, bias = layer(7, 16, 10)
+    with pytest.raises(RuntimeError, match="gelu=True has no gradient inside the operation"):
+        _operation.call(x.requires_grad_(), weight, bias, True)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

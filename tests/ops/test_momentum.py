@@ -124,7 +124,10 @@ def test_empty_list_is_nothing():
         ([torch.ones(2)], [torch.ones(3)], 0.5, r"params\[0\] has shape \(3,\); expected \(2,\)"),
         ([torch.ones(2)], [torch.ones(2)], 1.5, r"momentum is 1.5; expected a number in \[0, 1\]"),
         ([torch.ones(2)], [torch.ones(2, dtype=torch.int64)], 0.5, "expected floating point"),
+        ([torch.ones(2, dtype=torch.int64)], [torch.ones(2)], 0.5, "expected floating point"),
         ([torch.ones(3, 2).T], [torch.ones(2, 3)], 0.5, "not contiguous"),
+        ([torch.ones(2, 3)], [torch.ones(3, 2).T], 0.5, "not contiguous"),
+        ([torch.ones(2), torch.ones(2, device="meta")], [torch.ones(2), torch.ones(2, device="meta")], 0.5, "another"),
         ([torch.ones(2)], [torch.ones(2, device="meta")], 0.5, "another device"),
     ],
 )
