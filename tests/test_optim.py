@@ -37,7 +37,7 @@ class Model(nn.Module):
         return [
             {"params": decayed, "weight_decay": 0.1},
             {"params": other, "weight_decay": 0.0, "lr": 3e-3},
-            {"params": self.head.parameters()},
+            {"params": self.head.parameters(), "betas": (0.8, 0.95), "eps": 1e-3},
         ]
 
     @torch.no_grad()
@@ -135,6 +135,7 @@ def test_without_copies_it_is_adamw():
             model(torch.ones(1, 4)).square().sum().backward()
             optimizer.step()
     assert_same(first.weight, second.weight)
+    optimizers[1].load_state_dict(optimizers[0].state_dict())
     assert not optimizers[1].copies_behind
 
 
@@ -170,6 +171,7 @@ def test_our_state_loads_into_torch_and_comes_back(options):
     assert_same_parameters(first, second)
     optimizer.load_state_dict(copy.deepcopy(published.state_dict()))
     assert optimizer.copies_behind
+    assert all(group["fused"] for group in optimizer.param_groups)  # for when torch's class loads it again
     assert_same_parameters(first, second)
 
 
@@ -260,6 +262,16 @@ def test_grad_factor_clips_like_clip_grad_norm():
     assert_same_parameters(first, second)
 
 
+def test_grad_factor_of_scaled_gradients():
+    first, second = (nn.Parameter(torch.ones(3)) for _ in "ab")
+    scaled, plain = (AdamWMomentum([param], eps=1.0) for param in (first, second))
+    first.grad, second.grad = torch.full((3,), 8.0), torch.full((3,), 0.25)
+    scaled.grad_scale = torch.tensor(16.0)
+    scaled.step(grad_factor=torch.tensor(0.5))
+    plain.step()
+    assert torch.equal(first, second)
+
+
 def test_tensor_learning_rate_and_scheduler():
     first, second, third = Model(), Model(), Model()
     optimizers = torch_adamw(first), ours(second), ours(third, lr=torch.tensor(1e-3))
@@ -338,6 +350,7 @@ WEIGHT, COPY = nn.Parameter(torch.ones(2, 3)), torch.ones(2, 3)
         ({"momentum_pairs": [(WEIGHT, COPY)]}, r"momentum_pairs\[0\] has an optimised parameter as the copy"),
         ({"momentum_pairs": {WEIGHT: COPY.T}}, r"momentum_pairs\[0\] has a copy \(3, 2\)"),
         ({"momentum_pairs": {WEIGHT: COPY.half()}}, "torch.float16 on cpu; expected"),
+        ({"momentum_pairs": {WEIGHT: COPY.to("meta")}}, "torch.float32 on meta; expected"),
     ],
 )
 def test_refuses(arguments, message):
@@ -350,6 +363,7 @@ def test_refuses(arguments, message):
     [
         (lambda p: torch.optim.AdamW(p, amsgrad=True), "amsgrad=True"),
         (lambda p: torch.optim.AdamW(p, maximize=True), "maximize=True"),
+        (lambda p: torch.optim.AdamW(p, differentiable=True), "differentiable=True"),
         (lambda p: torch.optim.Adam(p), "the state is one of Adam; expected AdamW's"),
     ],
 )
