@@ -143,8 +143,6 @@ def _gradient(
         raise RuntimeError(
             "dropout_add_layer_norm has no second derivative; expected backward without create_graph=True"
         )
-    if grad_out is None and grad_sum is None:
-        return (None,) * 10
     total, mean, inverse, weight, seed, offset = ctx.saved_tensors
     if grad_out is None:
         grad_out = torch.zeros_like(total, dtype=ctx.out_dtype)

@@ -233,6 +233,17 @@ def test_nan_and_inf_spread_as_in_eager(backend, name, bad):
 
 
 @BACKENDS
+def test_a_block_of_keys_may_score_minus_infinity(backend):
+    inputs = Shape((3, 5), (1, 0), images=2, keys=300, heads=1).inputs(torch.float32, device_of(backend))
+    inputs["query"], inputs["key"] = inputs["query"].abs(), inputs["key"].clone()
+    inputs["key"][:, :140] = -float("inf")
+    with blip_fast.backend(backend):
+        got = cross_attention(**inputs)
+    key, value = inputs["key"][:, 140:], inputs["value"][:, 140:]
+    torch.testing.assert_close(got, cross_attention(**inputs | {"key": key, "value": value}))
+
+
+@BACKENDS
 def test_repeats_bit_for_bit(backend):
     shape = SHAPES["more rows than a tile, more keys than a block"]
     with blip_fast.backend(backend):

@@ -115,6 +115,17 @@ def test_only_one_result_is_used(backend):
 
 
 @BACKENDS
+def test_only_the_sum_is_used_beside_layers_of_another_dtype(backend):
+    for dtype in dtypes_of(backend)[1:]:
+        tensors = make((9, 20), dtype, device=device_of(backend))
+        with blip_fast.backend(backend):
+            total = ours(1e-6, 0.0, True)(*tensors)[1]
+            got = torch.autograd.grad(total, tensors, torch.ones_like(total))
+        for gradient, expected in zip(got, (1.0, 1.0, 0.0, 0.0), strict=True):
+            assert torch.equal(gradient, torch.full_like(gradient, expected))
+
+
+@BACKENDS
 def test_repeats_bit_for_bit(backend):
     tensors = make((130, 20), device=device_of(backend))
     with blip_fast.backend(backend):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import blip_fast
 from blip_fast import native
@@ -172,6 +173,31 @@ def test_gradcheck():
     with blip_fast.backend("reference"):
         assert torch.autograd.gradcheck(linear, tensors)
         assert torch.autograd.gradgradcheck(linear, tensors)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_forced_backend_trains_and_has_second_derivatives(backend):
+    x, weight, bias = (tensor.requires_grad_() for tensor in layer(5, 4, 3))
+
+    def second(run):
+        (gradient,) = torch.autograd.grad(run(x, weight, bias).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), (x, weight))
+
+    with blip_fast.backend(backend):
+        assert is_ours(linear(x, weight, bias))
+        got = second(linear)
+    for mine, theirs in zip(got, second(F.linear), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize(("learns", "products"), [("x", 2), ("weight", 2), ("both", 3)])
+def test_flops(learns, products):
+    x, weight, bias = layer(5, 4, 3)
+    x.requires_grad_(learns != "weight")
+    weight.requires_grad_(learns != "x")
+    with blip_fast.backend("reference"), FlopCounterMode(display=False) as counter:
+        linear(x, weight, bias).sum().backward()
+    assert counter.get_total_flops() == products * 2 * 5 * 4 * 3
 
 
 @pytest.mark.parametrize("ours", [False, True])

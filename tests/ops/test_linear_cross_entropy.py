@@ -280,6 +280,29 @@ def test_no_second_derivative():
         torch.autograd.grad(linear_cross_entropy(*tensors, labels), tensors, create_graph=True)
 
 
+@pytest.mark.parametrize("learns", range(3))
+def test_logits_are_kept_for_the_gradient_of_weight_alone(learns):
+    tensors, labels = make((6, 8, 30))
+    for i, tensor in enumerate(tensors):
+        tensor.requires_grad_(i == learns)
+    loss = linear_cross_entropy(*tensors, labels, reduction="none")
+    assert (loss.grad_fn.saved_tensors[-1].numel() > 0) == (learns == 1)
+
+
+def test_no_logits_are_kept_without_gradients():
+    tensors, labels = make((6, 8, 30))
+    calls = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            calls.append((function, args))
+            return function(*args, **kwargs or {})
+
+    with Recorder(), torch.no_grad():
+        linear_cross_entropy(*tensors, labels)
+    assert [args[-1] for function, args in calls if function is FORWARD.default] == [False]
+
+
 def test_autocast_computes_in_its_dtype():
     tensors, labels = make((40, 24, 60))
     with torch.autocast("cpu", torch.bfloat16):
@@ -288,6 +311,11 @@ def test_autocast_computes_in_its_dtype():
     for mine, theirs in zip(got, run(linear_cross_entropy, low, labels, 0.1), strict=True):
         assert mine.dtype == torch.float32
         assert torch.equal(mine, theirs.float())
+    with (
+        torch.autocast("cpu", torch.bfloat16),  # which leaves float64 alone
+        pytest.raises(ValueError, match=r"weight is torch\.float64; expected torch\.float32"),
+    ):
+        linear_cross_entropy(tensors[0], tensors[1].double(), tensors[2], labels)
 
 
 def test_flops():

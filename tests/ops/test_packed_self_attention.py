@@ -158,6 +158,17 @@ def test_nan_and_inf_spread_as_in_eager(backend, part, bad):
 
 
 @BACKENDS
+def test_a_block_of_keys_may_score_minus_infinity(backend):
+    together, cu_seqlens, longest = Shape((150,)).inputs(torch.float32, device_of(backend))
+    together[:, 0].abs_()
+    together[:70, 1] = -float("inf")
+    with blip_fast.backend(backend):
+        got = fused(together, cu_seqlens, longest)[70:]
+    expected = fused(together[70:], cu_seqlens.clamp(max=80), 80)
+    torch.testing.assert_close(got, expected)
+
+
+@BACKENDS
 def test_repeats_bit_for_bit(backend):
     inputs = SHAPES["longer than a block"].inputs(torch.float32, device_of(backend))
     with blip_fast.backend(backend):

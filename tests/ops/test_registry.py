@@ -49,6 +49,8 @@ def test_one_operation_only():
         assert registry.OPERATIONS["enqueue_"].select(tensors) == "reference"
         assert OPERATION.select(tensors) == before
         assert OPERATION.forced() == os.environ.get("BLIP_FAST_BACKEND")
+        with blip_fast.backend("triton"):  # a block for all operations is for this one, too
+            assert registry.OPERATIONS["enqueue_"].forced() == "triton"
 
 
 def test_an_operation_brings_its_gradient():
