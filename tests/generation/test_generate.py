@@ -43,6 +43,7 @@ def test_a_batch_of_prompts_of_different_lengths_is_its_parts(strategy):
 def test_scores_are_what_the_model_gives_the_text(strategy):
     result = run(IMAGES, PROMPTS, strategy, num_return_sequences=1 if "greedy" in strategy else 2, seed=1)
     assert result.generated.any(1).all()
+    assert result.generated[:, -1].any()  # no wider than the longest
     for row, image in enumerate(torch.arange(3).repeat_interleave(len(result.ids) // 3)):
         length = int(result.generated[row].nonzero().max()) + 1
         prompt_length = int(((PROMPTS[image] != 0) & (PROMPTS[image] != 102)).sum())

@@ -357,6 +357,8 @@ def test_autocast_casts_to_its_dtype():
     low = {n: t.detach().bfloat16() if t is not None and t.is_floating_point() else t for n, t in inputs.items()}
     assert torch.equal(out, cross_attention(**low))
     assert leaf.grad.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):  # which leaves float64 alone
+        assert cross_attention(**SMALL.inputs()).dtype == torch.float64
 
 
 def test_nothing_waits_for_the_device():

@@ -236,6 +236,14 @@ def test_opcheck(backend):
         torch.library.opcheck(_operation.call, (*values, 1e-12))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_gradient_is_recorded(backend):
+    arguments = call(SHAPES["one text"])
+    arguments["hidden"] = arguments["hidden"].requires_grad_()
+    with blip_fast.backend(backend, op="decode_layer"):
+        assert not decode_layer(**arguments).requires_grad
+
+
 def test_flops():
     arguments = call(SHAPES["one text"])
     with FlopCounterMode(display=False) as counter:
@@ -272,7 +280,8 @@ def test_where_a_layer_is_computed_in_parts():
     assert layer_kernel([parameters_of(32, torch.float64)], torch.zeros(1)) is None
     with torch.autocast("cpu", torch.bfloat16):
         assert layer_kernel(parameters, torch.zeros(1)) is None
-    with blip_fast.backend("reference"):
-        assert layer_kernel(parameters, torch.zeros(1)) is None
+    for name in ("reference", "triton"):
+        with blip_fast.backend(name):
+            assert layer_kernel(parameters, torch.zeros(1)) is None
     decoder = to_int8(BlipCaptioner(config)).text_decoder
     assert DecodingSession(decoder, torch.zeros(1, 2, config.vit_width), 1, 8).kernel is None

@@ -268,6 +268,18 @@ def test_flops():
     with FlopCounterMode(display=False) as counter:
         results(fused, inputs)
     assert counter.get_total_flops() == (2 + 5) * products
+    with FlopCounterMode(display=False) as counter:  # texts are never longer than all rows
+        results(fused, (*inputs[:2], 1000))
+    assert counter.get_total_flops() == (2 + 5) * products // 13 * 26
+
+
+@BACKENDS
+def test_heads_of_size_one_have_any_stride(backend):
+    wide = torch.randn(6, 2, 2, device=device_of(backend))
+    bounds = torch.tensor([0, 6], device=wide.device)
+    with blip_fast.backend(backend):
+        got = packed_self_attention(*(wide[..., ::2],) * 3, bounds, 6)
+        assert torch.equal(got, packed_self_attention(*(wide[..., ::2].contiguous(),) * 3, bounds, 6))
 
 
 def test_equals_torch_on_one_text():
