@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from blip_fast.generation import sampling
 from blip_fast.generation.sampling import draw, image_seeds
 from blip_fast.reference.generation import nucleus_probabilities
 from tests.generation.common import IMAGES, PROMPTS, captioner
@@ -32,6 +33,21 @@ def test_distribution(top_k, top_p, temperature):
 def test_no_limits():
     torch.testing.assert_close(frequencies(0, 1.0, 1.0), LOGITS.softmax(-1)[0], rtol=0, atol=1.1e-4)
     assert draw(LOGITS, torch.tensor([1 - 2.0**-24]), 0, 1.0, 1.0).item() in range(60)
+
+
+def test_the_nucleus_goes_on_where_it_is_reached_exactly():
+    assert draw(torch.zeros(1, 2), torch.tensor([0.9]), 0, 0.5, 1.0).item() == 1
+
+
+def test_every_token_has_a_number_of_its_own(monkeypatch):
+    numbers = []
+    monkeypatch.setattr(
+        sampling, "draw", lambda scores, drawn, *rest: numbers.append(drawn) or draw(scores, drawn, *rest)
+    )
+    captioner().generate_ids(
+        IMAGES, PROMPTS, do_sample=True, seed=5, num_return_sequences=4, min_length=12, max_length=12
+    )
+    assert torch.cat(numbers).unique().numel() == 4 * sum(12 - length for length in (3, 2, 5))
 
 
 def test_texts_follow_the_distribution():
