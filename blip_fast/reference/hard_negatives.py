@@ -116,8 +116,8 @@ def fixed_point_weights(sim: Tensor, admissible: Tensor, other: Tensor, epsilon:
     if epsilon == 0:  # the softmax may then run over the admissible columns: a dominant positive does not hide them
         sim = sim.masked_fill(~admissible, -torch.inf)
     largest = sim.amax(1, keepdim=True)
-    defined = largest.isfinite()  # not so with NaN
-    exp = fixed_point_exp(sim - largest, fraction_bits(sim.shape[1], epsilon)) * defined
+    # 0 throughout a row whose softmax is undefined: its differences are NaN, or -inf
+    exp = fixed_point_exp(sim - largest, fraction_bits(sim.shape[1], epsilon))
     share = (exp.sum(1, keepdim=True).float() * torch.tensor(epsilon, dtype=torch.float32)).long()
     weights = (exp + share) * admissible
     equal = torch.where(admissible.any(1, keepdim=True), admissible, other)

@@ -129,6 +129,7 @@ def test_precision_and_modes():
         (dict(num_return_sequences=4), "num_return_sequences=4; expected at most num_beams=3 without do_sample"),
         (dict(length_norm="mean"), "length_norm='mean'; expected 'published' or 'generated'"),
         (dict(do_sample=True, seed=[1, 2]), "seed has 2 numbers for 3 images; expected one per image"),
+        (dict(do_sample=True, seed=[1, 2, 3, 4]), "seed has 4 numbers for 3 images; expected one per image"),
     ],
 )
 def test_refused(options, message):

@@ -39,6 +39,10 @@ def test_the_nucleus_goes_on_where_it_is_reached_exactly():
     assert draw(torch.zeros(1, 2), torch.tensor([0.9]), 0, 0.5, 1.0).item() == 1
 
 
+def test_more_best_tokens_than_there_are():
+    assert draw(torch.zeros(1, 2), torch.tensor([0.9]), 3, 1.0, 1.0).item() == 1
+
+
 def test_every_token_has_a_number_of_its_own(monkeypatch):
     numbers = []
     monkeypatch.setattr(
