@@ -96,7 +96,7 @@ def backward(
     if seed is not None or x_dtype != total.dtype:
         grad_x = (grad if seed is None else grad * _factors(grad, dropout_p, seed, offset, dtype)).to(x_dtype)
     grad_weight, grad_bias = (grad_rows * normed).sum(dim=0), grad_rows.sum(dim=0)
-    return grad_x, grad.to(total.dtype, copy=True), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
+    return grad_x, grad.to(total.dtype), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
 
 
 def _factors(x: Tensor, dropout_p: float, seed: Tensor, offset: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import blip_fast
 from blip_fast import reference
 from blip_fast.generation import DecodingSession, GeneratedIds
 from blip_fast.reference.text import with_first_token
@@ -54,6 +55,16 @@ def test_scores_are_what_the_model_gives_the_text(strategy):
         assert (actual[:prompt_length] == 0).all()
         assert (actual[length:] == 0).all()
         torch.testing.assert_close(result.scores[row], expected[prompt_length:].mean(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_layers_in_parts_write_the_same(strategy):
+    """As they are computed where a layer has no kernel for all of it, again for prompts of different lengths."""
+    whole = run(IMAGES, PROMPTS, strategy)
+    with blip_fast.backend("reference", op="decode_layer"):
+        parts = run(IMAGES, PROMPTS, strategy)
+    assert torch.equal(parts.ids, whole.ids)
+    torch.testing.assert_close(parts.token_logprobs, whole.token_logprobs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [dict(num_beams=1), dict(num_beams=3), dict(num_beams=3, length_norm="generated")])

@@ -372,6 +372,32 @@ def test_hooks_are_called():
     assert seen == [module, module]
 
 
+@pytest.mark.parametrize(
+    "register",
+    [
+        "register_forward_pre_hook",
+        "register_forward_hook",
+        "register_full_backward_pre_hook",
+        "register_full_backward_hook",
+    ],
+)
+def test_hooks_of_every_kind_are_called(register):
+    module, seen = nn.Linear(16, 10), []
+    getattr(module, register)(lambda *call: seen.append(register))
+    linear_layer(module, torch.ones(3, 16, requires_grad=True)).sum().backward()
+    assert seen == [register]
+
+
+def test_a_subclass_is_called():
+    class Doubled(nn.Linear):
+        def forward(self, rows):
+            return 2 * super().forward(rows)
+
+    module, x = Doubled(16, 10).requires_grad_(False), torch.ones(3, 16)
+    for run in (linear_layer, linear_layers(x)):
+        assert torch.equal(run(module, x, False), 2 * F.linear(x, module.weight, module.bias))
+
+
 def test_a_forward_method_of_its_own_is_called():
     x, (weight, bias) = torch.ones(3, 16), layer(1, 16, 10)[1:]
     module = with_parameters(weight, bias)
