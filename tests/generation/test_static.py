@@ -32,10 +32,10 @@ def states_of(images: torch.Tensor) -> torch.Tensor:
         return captioner().visual_encoder(images)
 
 
-def run(session: DecodingSession, options: Options) -> GeneratedIds:
+def run(session: DecodingSession, options: Options, prompts: torch.Tensor = PROMPTS) -> GeneratedIds:
     config = captioner().config
     with torch.inference_mode():
-        return search_in(session, prompts_of(PROMPTS, 3, config), Limits.of(options, config), options)
+        return search_in(session, prompts_of(prompts, 3, config), Limits.of(options, config), options)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -54,13 +54,23 @@ def test_static_steps_and_their_second_use(options):
             assert other is not session
 
 
-def test_a_second_use_knows_nothing_of_the_first():
+def test_places_that_are_not_written_are_masked_for_prompts_of_one_length():
+    decoder, states = captioner().text_decoder, states_of(IMAGES)
+    grown, static = (kind(decoder, states, 1, 20) for kind in (DecodingSession, StaticSession))
+    grown.kernel = static.kernel = None  # in parts, as on a GPU
+    expected, got = (run(session, OPTIONS[0], PROMPTS[0, :4]) for session in (grown, static))
+    assert torch.equal(got.ids, expected.ids)
+    torch.testing.assert_close(got.token_logprobs, expected.token_logprobs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", OPTIONS[:2])
+def test_a_second_use_knows_nothing_of_the_first(options):
     decoder, states = copy.deepcopy(captioner().text_decoder), states_of(IMAGES)
     found = []
     for given in (states, states * float("nan"), states):
-        with torch.inference_mode(), kept_session(StaticSession, decoder, given, 1, 20) as session:
+        with torch.inference_mode(), kept_session(StaticSession, decoder, given, options.num_beams, 20) as session:
             session.kernel = None  # in parts, as on a GPU
-            found.append(run(session, OPTIONS[0]))
+            found.append(run(session, options))
     assert torch.equal(found[0].token_logprobs, found[2].token_logprobs)
 
 
@@ -90,6 +100,15 @@ def test_a_forced_backend_gets_a_session_of_its_own():
             differs = OPERATIONS[name].unavailable("cpu") is None
             with kept_session(StaticSession, decoder, states, 1, 20) as other:
                 assert (other is not session) == differs
+
+
+@pytest.mark.parametrize("sizes", [(1, 19), (2, 20)])
+def test_other_sizes_get_a_session_of_their_own(sizes):
+    decoder, states = copy.deepcopy(captioner().text_decoder), states_of(IMAGES)
+    with torch.inference_mode(), kept_session(StaticSession, decoder, states, 1, 20) as session:
+        pass
+    with torch.inference_mode(), kept_session(StaticSession, decoder, states, *sizes) as other:
+        assert other is not session
 
 
 def test_copies_of_a_decoder_keep_nothing():
