@@ -143,7 +143,9 @@ def test_graphed_steps(options):
 def test_models_with_hooks_are_known():
     decoder = copy.deepcopy(captioner().text_decoder)
     assert not has_hooks(decoder)
-    handle = decoder.bert.encoder.layer[0].output.dense.register_forward_hook(lambda *call: None)
-    assert has_hooks(decoder)
-    handle.remove()
+    dense = decoder.bert.encoder.layer[0].output.dense
+    for register in (dense.register_forward_hook, dense.register_forward_pre_hook):
+        handle = register(lambda *call: None)
+        assert has_hooks(decoder)
+        handle.remove()
     assert not has_hooks(decoder)
