@@ -65,7 +65,9 @@ def dropout_add_layer_norm_fwd_kernel(
         tl.store(p_sum + at, b_sum.to(p_sum.dtype.element_ty), mask=mask)
     b_mean = tl.sum(b_sum, 1) / C
     b_distance = tl.where(mask, b_sum - b_mean[:, None], 0.0)
-    b_inverse = 1.0 / tl.sqrt(tl.sum(b_distance * b_distance, 1) / C + eps)
+    # Rounded to nearest: on a GPU `/` and `sqrt` may be off by 2 ulp, for a whole row more than all its other roundings.
+    b_variance = tl.div_rn(tl.sum(b_distance * b_distance, 1), tl.full((BR,), C, tl.float32))
+    b_inverse = tl.div_rn(tl.full((BR,), 1.0, tl.float32), tl.sqrt_rn(b_variance + eps))
     b_weight = tl.load(p_weight + o_c, mask=o_c < C, other=0.0).to(tl.float32)
     b_bias = tl.load(p_bias + o_c, mask=o_c < C, other=0.0).to(tl.float32)
     b_out = b_distance * b_inverse[:, None] * b_weight[None, :] + b_bias[None, :]

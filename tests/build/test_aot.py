@@ -36,6 +36,17 @@ def test_an_integer_may_be_one(specimen):
     assert lower_specimen(specimen, 90, tuple(integers))
 
 
+def test_the_deviation_of_a_row_is_rounded_to_nearest():
+    """As eager's; the interpreter, which has no approximate functions, cannot tell."""
+    kernels = [s for _, s in specimens() if s.name == "dropout_add_layer_norm_fwd_kernel"]
+    for specimen in kernels:
+        lowered = lower_specimen(specimen, 90)
+        assert "math.sqrt" not in lowered
+        assert lowered.count("tt.precise_sqrt") == 1
+        assert lowered.count("tt.precise_divf") == 2
+    assert kernels
+
+
 @pytest.mark.parametrize("batch", [16, 75])
 def test_keys_in_fp32_fit_where_shared_memory_is_small(batch):
     found = {s.label: s for operation, s in specimens() if operation == "contrastive"}
