@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import ExifTags, Image, ImageOps
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from blip_fast.data.pictures import BrokenSampleError
 from blip_fast.data.transforms import eval_transform
@@ -36,6 +37,16 @@ def test_pixels_are_those_of_evaluation(tmp_path: Path, workers: int) -> None:
     expected = torch.stack([eval_transform(32)(Image.open(path).convert("RGB")) for path in paths])
     assert torch.equal(normalised(torch.cat([batch.pixels for batch in found]), CPU), expected)
     assert normalised(found[0].pixels, CPU, torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_the_pixels_of_a_batch_are_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what the data loader calls; without a GPU it leaves memory as it is."""
+    pictures(tmp_path, 1)
+    (batch,) = batches(tmp_path)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
+    pinned = pin_memory(batch)
+    assert torch.equal(pinned.pixels, batch.pixels + 1)
+    assert (pinned.names, pinned.problems) == (batch.names, batch.problems)
 
 
 def test_pixels_out_of_a_shard(tmp_path: Path) -> None:
