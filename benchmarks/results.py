@@ -31,7 +31,7 @@ class Row:
     ``status``: ``ok``; ``unavailable`` (``reason`` says why); ``wrong`` (its answer differs) and ``failed`` (it raised),
     both of which make the run fail. ``error`` is the largest relative error of a tensor of the answer (2-norm),
     ``max_error`` the largest absolute error of an element. ``speedup`` is the baseline's median over this one's.
-    ``limit_share`` is the time that the job needs at the machine's limits over the median.
+    ``limit_share`` is the time that the job needs at the machine's limits over the median, of replays if there are any.
     """
 
     variant: str

@@ -13,6 +13,7 @@ from blip_fast.benchmarks import harness, timing
 from blip_fast.benchmarks.check import answer_error, check_variants
 from blip_fast.benchmarks.job import MIN_ROUNDS, Aim, Case, Setting, Variant
 from blip_fast.benchmarks.limits import Limits
+from blip_fast.benchmarks.results import Row
 from blip_fast.benchmarks.table import describe_aim
 from tests.benchmarks.common import CPU, SETTING, Hurried, double, inputs, small_case
 
@@ -142,6 +143,18 @@ def test_aims_are_judged_by_the_whole_interval(aim, verdict):
     result = harness.judge_aim(aim, case, {name: harness.Measurement(row) for name, row in times}, LIMITS)
     assert result.verdict == verdict
     assert result.variant == (None if verdict == "not measured" else "ours")
+
+
+def test_the_limit_is_held_against_replays_of_graphs():
+    """Where the host takes longer for a call than the device."""
+    case = small_case(bytes=4e9)  # a floor of 0.4 s
+    calls, replays = np.full(5, 2.0), np.full(5, 0.5)
+    right = {"x + x": harness.Measurement(calls), "ours": harness.Measurement(calls, replays=replays)}
+    for aim, reached in ((Aim(0.7), 0.8), (Aim(1.0, over="x + x"), 1.0)):
+        result = harness.judge_aim(aim, case, right, LIMITS)
+        assert (result.verdict, result.reached.value) == ("met", pytest.approx(reached))
+    row = harness._with_times(Row("ours", "ours", "ok"), right, case, LIMITS)
+    assert (row.limit_share, row.graph_median_s, row.time.median_s) == (pytest.approx(0.8), 0.5, 2.0)
 
 
 def test_an_aim_without_one_of_our_variants_is_not_measured():
