@@ -170,7 +170,14 @@ def _distances(tensors: list[Tensor] | tuple[Tensor, ...]) -> tuple[int, ...]:
 @functools.lru_cache(maxsize=64)
 def _to_device(numbers: tuple[int, ...] | tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
     table = torch.tensor(numbers, dtype=torch.int64)
-    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
+    if device.type != "cuda":
+        return table
+    if torch.cuda.is_current_stream_capturing():  # replays would copy from host memory that others have by then
+        raise RuntimeError(
+            "a CUDA graph met a tensor of adamw_momentum_step_ at a new address; expected those of an earlier step: "
+            "zero_grad(set_to_none=False), or the backend 'cuda'"
+        )
+    return table.pin_memory().to(device, non_blocking=True)
 
 
 @functools.lru_cache(maxsize=64)
