@@ -42,9 +42,9 @@ def source(tmp_path_factory) -> Path:
 
 
 def build(kind: str, source: Path, output: Path, **environment: str) -> Path:
-    shutil.rmtree(source / "build", ignore_errors=True)  # setuptools would pack what an earlier build left there
     code = f"import setuptools.build_meta as b; print('BUILT', b.build_{kind}({str(output)!r}))"
     done = run(sys.executable, "-c", code, cwd=source, BLIP_FAST_CUDA="off", **environment)
+    shutil.rmtree(source / "build", ignore_errors=True)  # setuptools would pack it the next time
     assert done.returncode == 0, done.stdout + done.stderr
     return output / re.search(r"BUILT (.+)", done.stdout).group(1)
 
