@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+PAD = 0
 IGNORED = -100
 
 
@@ -73,11 +74,13 @@ class PackedTexts:
         return replace(self, input_ids=ids, positions=positions, max_length=max_length, exact=self.exact and fill == 0)
 
     def next_tokens(self, prompt_length: int = 0) -> Tensor:
-        """(T,) label of each row: the token after it; -100 in fill, at the end of a text, and for the prompt's tokens."""
+        """(T,) label of each row: the token after it; -100 in fill, at the end of a text, and for prompt and [PAD]."""
         following_rows = torch.arange(1, self.input_ids.shape[0] + 1, device=self.input_ids.device, dtype=torch.int32)
         text = torch.searchsorted(self.cu_seqlens[1:], following_rows).clamp(max=len(self) - 1)
         ends = self.cu_seqlens[1:].index_select(0, text) <= following_rows
-        return self.input_ids.roll(-1).masked_fill(ends | (self.positions + 1 < prompt_length), IGNORED)
+        following = self.input_ids.roll(-1)
+        # as published, [PAD] is no target even where the mask counts it as a token
+        return following.masked_fill(ends | (following == PAD) | (self.positions + 1 < prompt_length), IGNORED)
 
     def padded_rows(self) -> Tensor:
         """(S, max_length) row of each token; some row of the batch behind the end of a text."""

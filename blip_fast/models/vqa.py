@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from blip_fast.data.packing import PackedTexts, pack
+from blip_fast.data.packing import IGNORED, PackedTexts, pack
 from blip_fast.data.tokens import strings_of, tokenize
 from blip_fast.generation import Generated, GeneratedIds, OptionArguments, Options, generate, prompts_of
 from blip_fast.models.strings import Texts, own_images, pack_texts
@@ -157,6 +157,7 @@ class BlipVQA(ReferenceVQA):
         inputs, targets = pack(candidate_ids[:, :-1], mask), pack(candidate_ids[:, 1:], mask)
         answers = inputs.select(chosen, chosen.numel() * inputs.max_length).with_first_token(self.config.dec_token_id)
         labels = targets.select(chosen, chosen.numel() * targets.max_length).input_ids
+        labels = labels.masked_fill(labels == self.config.pad_token_id, IGNORED)
         hidden = self._decode(answers, states, lengths, questions.repeat_interleave(k))
         losses = token_losses(self.text_decoder, hidden, labels, self.config.label_smoothing, "none")
         losses = answers.unpack(losses).sum(1)

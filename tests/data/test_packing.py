@@ -61,6 +61,12 @@ def test_labels(texts):
     assert texts.next_tokens(3)[:4].tolist() == [IGNORED, IGNORED, 102, IGNORED]
 
 
+def test_pad_tokens_are_no_targets():
+    ids = torch.tensor([[101, 7, 0, 8, 102], [101, 5, 102, 0, 0]])
+    labels = pack(ids).next_tokens().tolist()
+    assert labels == [7, IGNORED, 8, 102, IGNORED, 5, 102, IGNORED, IGNORED, IGNORED]
+
+
 def test_selection_repeats_and_reorders(texts):
     chosen = texts.select(torch.tensor([2, 0, 0, 1]), 20)
     assert chosen.cu_seqlens.tolist() == [0, 5, 9, 13, 15]

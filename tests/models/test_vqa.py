@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from blip_fast import models
+from blip_fast import models, reference
 from blip_fast.data.tokens import cached_tokenizer, tokenize
 from blip_fast.reference.text import with_first_token
 from tests.models.common import pair
@@ -57,3 +57,13 @@ def test_ranking():
         expected = teacher_forced(ids, states[row : row + 1], mask[row : row + 1])
         torch.testing.assert_close(torch.tensor(one.token_logprobs), expected, rtol=1e-4, atol=1e-4)
         assert one.score == pytest.approx(float(expected.mean()), rel=1e-3)
+
+
+def test_ranking_takes_pad_tokens_for_no_targets():
+    plain = reference.BlipVQA(vqa().config).eval()
+    plain.load_state_dict(vqa().state_dict())
+    candidates = torch.tensor([[101, 7, 0, 8, 102], [101, 7, 9, 102, 0]])
+    answers = candidates, torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
+    questions = tokenize(QUESTIONS, "question")
+    expected = plain.rank_ids(IMAGES, *questions, *answers)
+    torch.testing.assert_close(vqa().rank_ids(IMAGES, *questions, *answers).scores, expected.scores)
