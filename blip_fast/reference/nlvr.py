@@ -57,6 +57,8 @@ class PairTextEncoder(TextEncoder):
         super().__init__(config)
         for index, layer in enumerate(self.encoder.layer):
             layer.crossattention = PairCrossAttention(config, merge=index >= FIRST_MERGING_LAYER)
+            output = layer.attention.output
+            output.dense = output._modules.pop("dense")  # behind the norm, as published: optimizer states go by number
         self.apply(init_text_weights)
 
 

@@ -43,8 +43,7 @@ def test_names_shapes_and_ties(path: Path) -> None:
     }
     expected = {key: (value["shape"], value["dtype"]) for key, value in stored["state_dict"].items()}
     assert state == expected
-    if name != "nlvr":  # order numbers the parameters in optimizer checkpoints; NLVR2 training never resumes
-        assert list(state) == list(expected)
+    assert list(state) == list(expected)  # the order numbers the parameters in optimizer states
     assert ties(model) == stored.get("tied_keys", {})
     parameters = list(model.parameters())
     assert sum(p.numel() for p in parameters) == stored["parameters_total"]
