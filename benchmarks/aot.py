@@ -6,7 +6,6 @@ python -m blip_fast.benchmarks.aot [--json benchmarks/results/aot.json]
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import blip_fast
-from blip_fast.checkpoints.files import write_atomically
+from blip_fast.checkpoints.files import write_json
 from blip_fast.kernels.aot import ARCHS, compile_specimen, specimens
 
 
@@ -49,8 +48,7 @@ def main(path: Path | None) -> None:
     show(rows)
     if path is not None:
         versions = {"torch": torch.__version__, "triton": triton.__version__, "blip_fast": blip_fast.__version__}
-        text = json.dumps({"versions": versions, "kernels": rows}, indent=1) + "\n"
-        write_atomically(path, lambda beside: beside.write_text(text))
+        write_json(path, {"versions": versions, "kernels": rows})
 
 
 if __name__ == "__main__":

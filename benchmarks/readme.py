@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from blip_fast.checkpoints.files import write_atomically
+from blip_fast.checkpoints.files import write_text
 
 from .report import baseline, fastest, memory_ratio
 from .results import CaseResult, Document
@@ -35,7 +35,7 @@ def figures(documents: Mapping[str, Document]) -> str:
 def put_figures(readme: Path, documents: Mapping[str, Document]) -> None:
     """Replace what stands between the marks in the file ``readme``. Raises ValueError where it has no marks."""
     text = with_figures(readme.read_text(encoding="utf-8"), documents)
-    write_atomically(readme, lambda beside: beside.write_text(text, encoding="utf-8"))
+    write_text(readme, text)
 
 
 def with_figures(text: str, documents: Mapping[str, Document]) -> str:

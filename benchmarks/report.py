@@ -13,7 +13,7 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from blip_fast.checkpoints.files import write_atomically
+from blip_fast.checkpoints.files import write_atomically, write_text
 from blip_fast.report.figures import to_svg
 from blip_fast.report.page import inline_svg, render
 
@@ -53,7 +53,7 @@ def write_report(
         svg = to_svg(figure)
         if plots is not None:
             plots.mkdir(parents=True, exist_ok=True)
-            write_atomically(plots / f"{name}.svg", lambda beside: beside.write_text(svg))
+            write_text(plots / f"{name}.svg", svg)
             write_atomically(plots / f"{name}.png", lambda beside: figure.savefig(beside, format="png", dpi=PNG_DPI))
         return inline_svg(svg)
 
@@ -65,7 +65,7 @@ def write_report(
         ],
         kernels=kernels,
     )
-    write_atomically(output, lambda beside: beside.write_text(page, encoding="utf-8"))
+    write_text(output, page)
 
 
 def fastest(case: CaseResult) -> Row | None:

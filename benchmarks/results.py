@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from blip_fast.checkpoints.files import write_atomically
+from blip_fast.checkpoints.files import write_text
 
 from . import environment
 from .limits import Limits
@@ -153,7 +153,7 @@ def write(document: Document, path: Path) -> None:
     text = json.dumps(dataclasses.asdict(document), indent=1, allow_nan=False) + "\n"
     for folder, name in ((environment.REPOSITORY, "blip_fast"), (sys.prefix, "python"), (Path.home(), "~")):
         text = text.replace(f"{folder}/", f"{name}/")
-    write_atomically(path, lambda beside: beside.write_text(text))
+    write_text(path, text)
 
 
 def read(path: Path) -> Document:

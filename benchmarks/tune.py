@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ import triton
 from torch import Tensor
 
 from blip_fast import backend
-from blip_fast.checkpoints.files import write_atomically
+from blip_fast.checkpoints.files import write_json
 from blip_fast.kernels import cross_attention, cross_attention_backward, packed_self_attention, tiles
 from blip_fast.kernels.aot import LIMITS, compile_specimen
 from blip_fast.kernels.attention import attention_specimen
@@ -145,8 +144,7 @@ def fastest(job: Job, choices: Sequence[Tile], arch: int, device: torch.device) 
 def store(folder: Path, arch: int, device_name: str) -> None:
     """Write the table of ``arch``."""
     document = tiles.table_document(arch, tiles.stored_tiles(arch), device=device_name, triton=triton.__version__)
-    text = json.dumps(document, indent=1) + "\n"
-    write_atomically(tiles.table_path(arch, folder), lambda beside: beside.write_text(text))
+    write_json(tiles.table_path(arch, folder), document)
 
 
 @click.command()

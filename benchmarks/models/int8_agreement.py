@@ -19,7 +19,7 @@ import click
 import torch
 from torch import Tensor
 
-from blip_fast.checkpoints.files import write_atomically
+from blip_fast.checkpoints.files import write_text
 from blip_fast.data.demo_pairs import demo_pairs
 from blip_fast.data.transforms import eval_transform
 from blip_fast.generation import GeneratedIds, to_int8
@@ -39,7 +39,7 @@ def main(checkpoint: str, output: Path | None) -> None:
     text = json.dumps(figures, indent=1)
     click.echo(text)
     if output is not None:
-        write_atomically(output, lambda beside: beside.write_text(text + "\n"))
+        write_text(output, text + "\n")
 
 
 def pictures(split: str, image_size: int) -> Tensor:

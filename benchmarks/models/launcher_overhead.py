@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from blip_fast.checkpoints.files import write_atomically
+from blip_fast.checkpoints.files import write_json
 from blip_fast.data.demo_pairs import demo_root
 from blip_fast.tasks.base import RunContext
 from blip_fast.tasks.pretrain import PretrainTask
@@ -129,8 +128,7 @@ def main(device: str, steps: int, batch_size: int, output: Path | None) -> None:
     print(f"launcher / bare: {ratio['value']:.4f} ({ratio['low']:.4f} to {ratio['high']:.4f}; aim: at most {AIM})")
     if output is not None:
         head = {"date": now(), "commit": commit()[0], "machine": machine(place), "versions": versions()}
-        text = json.dumps(head | found, indent=1) + "\n"
-        write_atomically(output, lambda path: path.write_text(text, encoding="utf-8"))
+        write_json(output, head | found)
     raise SystemExit(ratio["value"] > AIM)
 
 

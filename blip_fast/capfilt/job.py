@@ -25,7 +25,7 @@ from blip_fast.capfilt.selection import decide, read_records, threshold_of_fract
 from blip_fast.capfilt.settings import DEFAULT_THRESHOLD, CapFiltSettings, fingerprint
 from blip_fast.capfilt.tally import KINDS, Record, Tally, add_up, check_counts, check_written, kept_texts
 from blip_fast.capfilt.units import Unit, list_units
-from blip_fast.checkpoints.files import write_atomically
+from blip_fast.checkpoints.files import write_atomically, write_json
 from blip_fast.data.roots import Root
 
 SETTINGS, MANIFEST, LIST = "settings.json", "manifest.json", "bootstrapped.json"
@@ -215,9 +215,3 @@ class Job:
         except FileNotFoundError:
             return None
         return found["counts"] if found["fingerprint"] == mark else None
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write plain values as a JSON file that appears when it is complete."""
-    text = json.dumps(values, indent=1) + "\n"
-    write_atomically(path, lambda beside: beside.write_text(text, encoding="utf-8"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 CONFIG_FILE = "config.json"
 
@@ -22,6 +24,16 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str, errors: str = "strict") -> None:
+    """Write a text file so that it is the old or the new one at any moment."""
+    write_atomically(path, lambda beside: beside.write_text(text, encoding="utf-8", errors=errors))
+
+
+def write_json(path: str | os.PathLike[str], values: Any) -> None:
+    """Write plain values as a JSON file, in the same way."""
+    write_text(path, json.dumps(values, indent=1) + "\n")
 
 
 def write_folder(folder: str | os.PathLike[str], write: Callable[[Path], object]) -> None:

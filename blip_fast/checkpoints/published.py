@@ -55,7 +55,6 @@ def read_state(path: Path) -> tuple[State, dict[str, Any]]:
 def write_checkpoint(path: Path, model: nn.Module, config: BlipConfig) -> None:
     """Write {model, config} with all published names, tied ones too, as the published programs load it."""
     content = {"model": dict(model.state_dict()), "config": config.to_dict()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda part: torch.save(content, part))
 
 

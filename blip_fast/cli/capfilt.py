@@ -97,7 +97,7 @@ def command(context: click.Context, **options: Any) -> None:
 @click.option("--image-root", type=FOLDER, help="Where the pictures are now, if they have been moved.")
 def report(folder: Path, image_root: Path | None) -> None:
     """Write FOLDER/report.html about the run in FOLDER."""
-    from blip_fast.checkpoints.files import write_atomically
+    from blip_fast.checkpoints.files import write_text
     from blip_fast.report.capfilt import capfilt_page
 
     try:
@@ -105,7 +105,7 @@ def report(folder: Path, image_root: Path | None) -> None:
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     # Texts and names of strangers may hold what is no Unicode.
-    write_atomically(folder / "report.html", lambda path: path.write_text(page, encoding="utf-8", errors="replace"))
+    write_text(folder / "report.html", page, errors="replace")
     click.echo(folder / "report.html")
 
 
@@ -142,7 +142,7 @@ def demo(data: Path, output: Path, seeds: int, steps: int, finetune_steps: int) 
     """
     from rich.console import Console
 
-    from blip_fast.checkpoints.files import write_atomically
+    from blip_fast.checkpoints.files import write_text
     from blip_fast.report.capfilt_demo import capfilt_demo_page, result_table
     from blip_fast.tasks.capfilt_demo import CapFiltDemoSettings, run_capfilt_demo
 
@@ -152,8 +152,7 @@ def demo(data: Path, output: Path, seeds: int, steps: int, finetune_steps: int) 
         result = run_capfilt_demo(settings, seeds, lambda line: console.print(line, highlight=False))
     except (ValueError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
-    page = capfilt_demo_page(result)
-    write_atomically(output / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
+    write_text(output / "report.html", capfilt_demo_page(result))
     console.print(result_table(result))
     console.print(f"The page to look at: {output / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,14 +64,12 @@ def enter_backend(stack: contextlib.ExitStack, name: str | None) -> None:
 
 def write_results(result: DemoResult, output: Path, machine: dict[str, str]) -> None:
     """Write the model, metrics.json and report.html to ``output``."""
-    from blip_fast.checkpoints.files import write_atomically
+    from blip_fast.checkpoints.files import write_json, write_text
     from blip_fast.report.demo import demo_page
 
     result.model.save_pretrained(output / "model", tokenizer=result.tokenizer)
-    metrics = json.dumps({**result.metrics(), "environment": machine}, indent=1) + "\n"
-    write_atomically(output / "metrics.json", lambda path: path.write_text(metrics, encoding="utf-8"))
-    page = demo_page(result, machine)
-    write_atomically(output / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
+    write_json(output / "metrics.json", {**result.metrics(), "environment": machine})
+    write_text(output / "report.html", demo_page(result, machine))
 
 
 def summary(result: DemoResult) -> str:

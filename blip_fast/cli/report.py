@@ -16,7 +16,7 @@ def command(output_dir: Path, output: Path | None) -> None:
     The page is one HTML file that needs nothing else. It can be written while the run goes on.
     """
     # Imported here: `blip-fast --help` must not wait for matplotlib.
-    from blip_fast.checkpoints.files import write_atomically
+    from blip_fast.checkpoints.files import write_text
     from blip_fast.report.training import training_page
 
     try:
@@ -24,5 +24,5 @@ def command(output_dir: Path, output: Path | None) -> None:
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     target = output or output_dir / "report.html"
-    write_atomically(target, lambda path: path.write_text(page, encoding="utf-8"))
+    write_text(target, page)
     click.echo(str(target))

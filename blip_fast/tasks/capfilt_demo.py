@@ -20,9 +20,10 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from blip_fast.capfilt import CapFiltSettings, ScoreSettings, run_capfilt
-from blip_fast.capfilt.job import RECORDS, write_json
+from blip_fast.capfilt.job import RECORDS
 from blip_fast.capfilt.selection import read_records
 from blip_fast.capfilt.tally import Record, texts_of
+from blip_fast.checkpoints.files import write_json
 from blip_fast.data.annotations import read_list
 from blip_fast.data.pretrain import PretrainData
 from blip_fast.data.tokenizer import load_tokenizer, restrict_vocabulary

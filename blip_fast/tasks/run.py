@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +11,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from blip_fast.checkpoints.files import write_json
 from blip_fast.tasks.base import RunContext, Task
 from blip_fast.training.configuration import write_settings
 from blip_fast.training.distributed import find_device, find_rank, process_group
 from blip_fast.training.engine import Engine, Outcome, RunOptions
 from blip_fast.training.environment import environment
-from blip_fast.training.resume import write_text
 from blip_fast.training.seeding import deterministic_algorithms, seed_everything
 from blip_fast.training.settings import RunSettings
 
@@ -49,7 +48,7 @@ def run_task(
             output_dir.mkdir(parents=True, exist_ok=True)
             write_settings(settings, output_dir / "config.yaml")
             about = environment(place) | {"program": task.name, "seed": str(seed), "ranks": str(rank.world_size)}
-            write_text(output_dir / "environment.json", json.dumps(about, indent=1) + "\n")
+            write_json(output_dir / "environment.json", about)
         return Engine(task, options).run()
 
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from blip_fast.checkpoints.files import write_atomically
+from blip_fast.checkpoints.files import write_json
 from blip_fast.config import BlipConfig
 from blip_fast.data.pretrain import PretrainData
 from blip_fast.data.transforms import eval_transform
@@ -25,6 +25,7 @@ from blip_fast.tasks.small import SmallSizes
 from blip_fast.training.distributed import Rank, find_device
 from blip_fast.training.engine import RunOptions
 from blip_fast.training.environment import environment
+from blip_fast.training.logs import LOG, read_lines
 
 PASSES = 3
 SPLITS = ("train", "val", "test")
@@ -134,19 +135,19 @@ def run_train_demo(data: Path, output: Path, plan: Plan, seed: int, device: str 
         "captions": caption_results(data, output / "caption"),
         "settings": settings,
     }
-    write_atomically(output / "results.json", lambda part: part.write_text(json.dumps(results, indent=1) + "\n"))
+    write_json(output / "results.json", results)
     return results
 
 
 def retrieval_results(folder: Path) -> dict[str, float]:
     """Recalls on the test pairs, in per cent, by the epoch that is best on the validation pairs."""
-    last = log_lines(folder)[-1]  # it holds the test metrics of the best epoch so far
+    last = read_lines(folder / LOG)[-1]  # it holds the test metrics of the best epoch so far
     return {name.removeprefix("test_"): value for name, value in last.items() if name.startswith("test_")}
 
 
 def caption_results(data: Path, folder: Path) -> dict[str, dict[str, float]]:
     """Scores of the best epoch's test captions, and of those copied from the nearest training picture."""
-    best = log_lines(folder)[-1]["best_epoch"]
+    best = read_lines(folder / LOG)[-1]["best_epoch"]
     entries = json.loads((folder / "result" / f"test_epoch{best}.json").read_text(encoding="utf-8"))
     train, test = (
         PretrainData([data / f"{name}.json"], data, eval_transform(_SIZES.image_size)) for name in ("train", "test")
@@ -156,8 +157,3 @@ def caption_results(data: Path, folder: Path) -> dict[str, dict[str, float]]:
         "model": score_captions([written[record.image_id] for record in test.records], test.captions),
         "nearest_picture": nearest_caption_scores(train, test),
     }
-
-
-def log_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of ``log.txt``."""
-    return [json.loads(line) for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines()]

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from blip_fast.checkpoints.files import write_atomically
+from blip_fast.checkpoints.files import write_text
 from blip_fast.training.settings import RunSettings, nearest
 
 Settings = TypeVar("Settings", bound=RunSettings)
@@ -67,7 +67,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
 def write_settings(settings: RunSettings, file: Path) -> None:
     """Write all settings, defaults too, as YAML that `load_settings` reads."""
     text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    write_atomically(file, lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(file, text)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from blip_fast.checkpoints.files import write_json
 from blip_fast.generation.kept import forget_sessions
 from blip_fast.training import resume
 from blip_fast.training.checkpoint import (
@@ -272,7 +273,7 @@ class Engine:
         ):
             samples = self.task.samples(model.eval())
         if samples:
-            resume.write_text(self.folder / "samples.json", json.dumps(samples, indent=1) + "\n")
+            write_json(self.folder / "samples.json", samples)
 
     # Start and state
 
@@ -353,7 +354,7 @@ class Engine:
         resume.save_state(path, self.trainer, self.place, self.best, self.given, self.context.is_main)
 
     def _write_progress(self) -> None:
-        resume.write_text(self.folder / "progress.json", json.dumps(dataclasses.asdict(self.best)) + "\n")
+        write_json(self.folder / "progress.json", dataclasses.asdict(self.best))
 
     def _model_fields(self, model: nn.Module) -> dict[str, Any]:
         config = getattr(model, "config", None)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blip_fast.checkpoints.files import write_atomically
 from blip_fast.training.checkpoint import load_model, load_optimizer, read_content, write_content
 from blip_fast.training.distributed import gather_objects
 from blip_fast.training.parallel import whole_tensors
@@ -96,8 +95,3 @@ def changed_settings(path: Path, settings: Mapping[str, Any]) -> dict[str, tuple
     """Settings of a state that differ from ``settings``: {name: (then, now)}."""
     then = read_content(path).get("settings", {})
     return {name: (then.get(name), now) for name, now in settings.items() if then.get(name) != now}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file so that it is the old or the new one at any moment."""
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))

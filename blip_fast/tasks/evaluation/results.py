@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from blip_fast.checkpoints.files import write_atomically
+from blip_fast.checkpoints.files import write_text
 from blip_fast.reference.gather import rank
 from blip_fast.training.distributed import gather_objects
 
@@ -24,16 +24,12 @@ def save_results(entries: list[Entry], folder: Path, name: str, key: str) -> lis
 
     Returns: the entries of ``NAME.json`` on rank 0, an empty list on the others.
     """
-    _write(folder / f"{name}_rank{rank()}.json", entries)
+    write_text(folder / f"{name}_rank{rank()}.json", json.dumps(entries))
     first: dict[Any, Entry] = {}
     for part in gather_objects(entries) or []:
         for entry in part:
             first.setdefault(entry[key], entry)
     merged = list(first.values())
     if rank() == 0:
-        _write(folder / f"{name}.json", merged)
+        write_text(folder / f"{name}.json", json.dumps(merged))
     return merged
-
-
-def _write(path: Path, entries: list[Entry]) -> None:
-    write_atomically(path, lambda part: part.write_text(json.dumps(entries), encoding="utf-8"))
