@@ -43,7 +43,7 @@ class BlipCaptioner(ReferenceCaptioner):
         texts = pack_texts(input_ids, attention_mask, "caption", self, image.device)
         texts = texts.with_first_token(self.config.dec_token_id)
         states = image_states(self.visual_encoder, image)
-        dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, states.device)
+        dropout = AttentionDropout.of(self, states.device)
         own = own_images(texts, len(image), states.device)
         stream = decoder_stream(self.text_decoder, texts, own)
         layers = self.text_decoder.bert.encoder.layer

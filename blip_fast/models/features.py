@@ -42,7 +42,7 @@ class BlipFeatureExtractor(ReferenceFeatureExtractor):
         self.check_projections()
         device = self.text_proj.weight.device
         texts = pack_texts(input_ids, attention_mask, "features", self, device)
-        dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, device)
+        dropout = AttentionDropout.of(self, device)
         layers, stream = self.text_encoder.encoder.layer, encoder_stream(self.text_encoder, texts)
         return F.normalize(self.text_proj(run_layers(layers, [stream], dropout)[0]), dim=-1)
 

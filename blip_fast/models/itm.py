@@ -35,14 +35,14 @@ class BlipITM(ReferenceITM):
             image_of_text = self._default_images(len(image), len(texts), image.device)
         check_indices("image_of_text", image_of_text, len(image))
         states = image_states(self.visual_encoder, image)
-        dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, image.device)
+        dropout = AttentionDropout.of(self, image.device)
         stream = encoder_stream(self.text_encoder, texts, image_of_text)
         return self.itm_head(run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states))[0])
 
     def itc(self, image: Tensor, input_ids: Texts, attention_mask: Tensor | None = None) -> Tensor:
         """Cosine similarities (B, S) of all images (B, 3, S, S) with all texts, ids and mask (S, N), or strings."""
         texts = pack_texts(input_ids, attention_mask, "itm", self, image.device)
-        dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, image.device)
+        dropout = AttentionDropout.of(self, image.device)
         stream = encoder_stream(self.text_encoder, texts)
         (text_state,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout)
         image_feat = F.normalize(self.vision_proj(class_state(self.visual_encoder, image)), dim=-1)

@@ -40,10 +40,6 @@ class MomentumModel(ReferenceMomentumModel):
         params_m, params = zip(*self.momentum_pairs(), strict=True)
         momentum_update_(params_m, params, self.config.momentum)
 
-    def attention_dropout(self, device: torch.device) -> AttentionDropout:
-        """Seeds of one forward pass; no dropout outside of training."""
-        return AttentionDropout(self.config.attention_dropout if self.training else 0.0, device)
-
     def features(self, image: Tensor, texts: PackedTexts) -> tuple[Tensor, Tensor, Tensor]:
         """Image states (B, L, vit_width) and the normalised features of images and texts, (B, E) each."""
         states = image_states(self.visual_encoder, image)
@@ -69,7 +65,7 @@ class MomentumModel(ReferenceMomentumModel):
 
     def text_state(self, encoder: TextEncoder, texts: PackedTexts) -> Tensor:
         """State of the first token of texts that see no image, (S, text_width)."""
-        dropout = self.attention_dropout(texts.input_ids.device)
+        dropout = AttentionDropout.of(self, texts.input_ids.device)
         return run_layers(encoder.encoder.layer, [encoder_stream(encoder, texts)], dropout)[0]
 
     def enqueue_rows(self, pointer: Tensor, **rows_of_queue: Tensor) -> None:
@@ -84,7 +80,7 @@ class MomentumModel(ReferenceMomentumModel):
     ) -> Negatives:
         """Hard negatives for both directions, from a seed drawn on the device."""
         seed = torch.randint(2**62, (1,), device=sim_i2t.device)
-        return Negatives(*mine_hard_negatives(sim_i2t, sim_t2i, ids, epsilon, seed=seed, row_offset=row_offset))
+        return mine_hard_negatives(sim_i2t, sim_t2i, ids, epsilon, seed=seed, row_offset=row_offset)
 
     def given_negatives(self, negatives: tuple[Tensor, Tensor], candidates: int) -> Negatives:
         """Negatives that the caller chose. ValueError where they are no rows of the candidates (checked on a CPU only)."""

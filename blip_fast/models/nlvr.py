@@ -34,7 +34,7 @@ class BlipNLVR(ReferenceNLVR):
         texts = pack_texts(input_ids, attention_mask, "nlvr", self, image_pairs.device)
         texts = texts.with_first_token(self.config.enc_token_id)
         states = image_states(self.visual_encoder, image_pairs.transpose(0, 1).flatten(0, 1))
-        dropout = AttentionDropout(self.config.attention_dropout if self.training else 0.0, states.device)
+        dropout = AttentionDropout.of(self, states.device)
         own = own_images(texts, len(image_pairs), states.device)
         stream = encoder_stream(self.text_encoder, texts, own)
         first, second = states.chunk(2)

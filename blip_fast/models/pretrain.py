@@ -8,7 +8,15 @@ from torch import Tensor
 from blip_fast.data.packing import PackedTexts
 from blip_fast.models.momentum_model import MomentumModel
 from blip_fast.models.strings import Texts, pack_texts
-from blip_fast.models.text import LookAt, decoder_stream, encoder_stream, look_up, run_layers, token_losses
+from blip_fast.models.text import (
+    AttentionDropout,
+    LookAt,
+    decoder_stream,
+    encoder_stream,
+    look_up,
+    run_layers,
+    token_losses,
+)
 from blip_fast.ops import contrastive_loss
 from blip_fast.outputs import Negatives, PretrainOutput
 from blip_fast.reference.pretrain import BlipPretrain as ReferencePretrain
@@ -70,7 +78,7 @@ class BlipPretrain(MomentumModel, ReferencePretrain):
             torch.cat([own, negatives.image_for_text, own]),
         )
         decoding = decoder_stream(self.text_decoder, for_decoding, own)
-        dropout = self.attention_dropout(states.device)
+        dropout = AttentionDropout.of(self, states.device)
         look = LookAt(states)
         decoded, matched = run_layers(self.text_encoder.encoder.layer, [decoding, matching], dropout, look)
         loss_lm = token_losses(self.text_decoder, decoded, labels, self.config.label_smoothing, "mean")

@@ -11,7 +11,7 @@ from torch import Tensor
 from blip_fast.data.packing import PackedTexts, pack
 from blip_fast.models.momentum_model import MomentumModel
 from blip_fast.models.strings import Texts, pack_texts, padded_texts
-from blip_fast.models.text import LookAt, run_layers
+from blip_fast.models.text import AttentionDropout, LookAt, run_layers
 from blip_fast.models.vit import image_states
 from blip_fast.ops import contrastive_loss
 from blip_fast.outputs import Negatives, RetrievalOutput
@@ -95,7 +95,7 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
             candidates.select(torch.cat([own_text, own_text, negatives.text_for_image]), capacity),
             torch.cat([own, wrong_image, own]),
         )
-        dropout = self.attention_dropout(states.device)
+        dropout = AttentionDropout.of(self, states.device)
         (matched,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states))
         return self.matching_loss_of(matched, pairs)
 
@@ -115,7 +115,7 @@ class BlipRetrieval(MomentumModel, ReferenceRetrieval):
     def match_probe(self, states: Tensor, texts: PackedTexts) -> Tensor:
         """Logit of "match" of one image, states (1, L, vit_width), with each of S texts: (S,)."""
         image_of_text = torch.zeros(len(texts), dtype=torch.int64, device=states.device)
-        dropout = self.attention_dropout(states.device)
+        dropout = AttentionDropout.of(self, states.device)
         stream = self.matching_stream(texts, image_of_text)
         (matched,) = run_layers(self.text_encoder.encoder.layer, [stream], dropout, LookAt(states))
         return self.itm_head(matched)[:, 1]

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blip_fast.checkpoints.pretrained import PretrainedModel
 from blip_fast.data.packing import PackedTexts
 from blip_fast.ops import (
     cross_attention,
@@ -51,6 +52,11 @@ class AttentionDropout:
         self.probability, self.device, self.seed, self.offset = probability, device, seed, offset
         if seed is None and probability > 0:
             self.seed = torch.randint(2**62, (1,), device=device)
+
+    @classmethod
+    def of(cls, model: PretrainedModel, device: torch.device) -> AttentionDropout:
+        """That of a model's next forward pass; none outside of training."""
+        return cls(model.config.attention_dropout if model.training else 0.0, device)
 
     def take(self, layers: int) -> int:
         """First offset of so many layers, which no later call hands out again."""

@@ -40,7 +40,7 @@ class BlipVisDial(ReferenceVisDial):
         utterances up to the question, and ``answer_ids`` B lists of C answers.
         """
         device, config = image.device, self.config
-        dropout = AttentionDropout(config.attention_dropout if self.training else 0.0, device)
+        dropout = AttentionDropout.of(self, device)
         if not isinstance(dialogue_ids, (Tensor, PackedTexts)):
             dialogue_ids = [dialogue_text(utterances) for utterances in dialogue_ids]
         dialogues = pack_texts(dialogue_ids, dialogue_mask, "dialogue", self, device)

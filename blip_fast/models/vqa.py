@@ -61,7 +61,7 @@ class BlipVQA(ReferenceVQA):
         """States (B, N, text_width) of questions that have seen their images, 0 at padding; and their lengths (B,)."""
         texts = pack_texts(question_ids, question_mask, "question", self, image.device)
         texts = texts.with_first_token(self.config.enc_token_id)
-        dropout = self._dropout(image.device)
+        dropout = AttentionDropout.of(self, image.device)
         own = own_images(texts, len(image), image.device)
         stream = encoder_stream(self.text_encoder, texts, own, first_only=False)
         look = LookAt(self.visual_states(image))
@@ -205,11 +205,8 @@ class BlipVQA(ReferenceVQA):
 
     def _decode(self, answers: PackedTexts, states: Tensor, lengths: Tensor, question_of_answer: Tensor) -> Tensor:
         """Final states (T, text_width) of answers that begin with [DEC], each looking at its question's states."""
-        dropout = self._dropout(states.device)
+        dropout = AttentionDropout.of(self, states.device)
         stream = decoder_stream(self.text_decoder, answers, question_of_answer)
         layers = self.text_decoder.bert.encoder.layer
         (hidden,) = run_layers(layers, [stream], dropout, LookAt(states, lengths))
         return hidden
-
-    def _dropout(self, device: torch.device) -> AttentionDropout:
-        return AttentionDropout(self.config.attention_dropout if self.training else 0.0, device)
