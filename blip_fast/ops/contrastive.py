@@ -157,8 +157,6 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, grad_loss: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled():
-        raise RuntimeError("contrastive_loss has no second derivative; expected backward without create_graph=True")
     grad_image, grad_text, grad_temp = (grad_loss * gradient for gradient in ctx.saved_tensors)
     return grad_image.to(ctx.dtype), grad_text.to(ctx.dtype), None, None, None, None, grad_temp, *[None] * 4
 

@@ -210,8 +210,6 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Any, ...]:
-    if torch.is_grad_enabled():
-        raise RuntimeError("cross_attention has no second derivative; expected backward without create_graph=True")
     query, key, value, out, statistics, lengths, seed, offset, *groups = ctx.saved_tensors
     grad_query, grad_key_value = _backward_operation.call(
         grad_out.contiguous(),

@@ -149,7 +149,7 @@ _operation = Operation("linear(Tensor input, Tensor weight, Tensor? bias, bool g
 _operation.add_reference(eager)
 _operation.add_native("cpu", (torch.float32,))
 _operation.add_flops(_flops)
-_operation.add_autograd(_gradient, _setup_context)
+_operation.add_autograd(_gradient, _setup_context, differentiable=True)
 
 _backward = Operation(
     "linear_backward(Tensor grad_output, Tensor input, Tensor weight, bool need_input, bool need_weight, bool need_bias) "

@@ -119,10 +119,6 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Any, ...]:
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "packed_self_attention has no second derivative; expected backward without create_graph=True"
-        )
     query, key, value, cu_seqlens, seed, offset, out, statistics = ctx.saved_tensors
     gradient = _backward_operation.call(
         grad_out.contiguous(),

@@ -77,9 +77,18 @@ class Operation:
 
         self.backends["triton"] = Backend(load, dtypes, refuses)
 
-    def add_autograd(self, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
-        """Gradient formula, as `torch.library.register_autograd` takes it."""
-        torch.library.register_autograd(f"blip_fast::{self.name}", backward, setup_context=setup_context, lib=LIBRARY)
+    def add_autograd(
+        self, backward: Callable[..., Any], setup_context: Callable[..., None], differentiable: bool = False
+    ) -> None:
+        """Gradient formula, as `torch.library.register_autograd` takes it; whether it can be differentiated again."""
+
+        def once(ctx: Any, *gradients: Any) -> Any:
+            if torch.is_grad_enabled():
+                raise RuntimeError(f"{self.name} has no second derivative; expected backward without create_graph=True")
+            return backward(ctx, *gradients)
+
+        formula = backward if differentiable else once
+        torch.library.register_autograd(f"blip_fast::{self.name}", formula, setup_context=setup_context, lib=LIBRARY)
 
     def add_autocast(self) -> None:
         """Under autocast, cast floating-point tensors to its dtype. Without this, inputs keep their dtypes there."""
