@@ -67,7 +67,7 @@ def cross_attention(
     Raises:
         ValueError: shapes, dtypes, devices or strides do not fit, dropout_p is outside [0, 1), or scale is not positive.
     """
-    _check(query, key, value, image_lengths, dropout_p)
+    _check(query, key, value, image_lengths)
     _check_texts(query, cu_seqlens, image_of_text)
     if groups is None:
         groups = group_rows(cu_seqlens, image_of_text, query.shape[0], key.shape[0])
@@ -112,7 +112,7 @@ def cross_attention_padded(
     if image_of_text is None:
         image_of_text = torch.arange(texts, device=query.device, dtype=torch.int32)
     rows = query.flatten(0, 1)
-    _check(rows, key, value, image_lengths, dropout_p)
+    _check(rows, key, value, image_lengths)
     _check_texts(rows, cu_seqlens, image_of_text)
     keep = None if mask is None else mask.flatten().bool()
     groups = group_rows(cu_seqlens, image_of_text, rows.shape[0], key.shape[0], keep)
@@ -139,7 +139,7 @@ def _attend(
     return _operation.call(query, key, value, list(groups), lengths, *rng, float(dropout_p), scale, tile)[0]
 
 
-def _check(query: Tensor, key: Tensor, value: Tensor | None, image_lengths: Tensor | None, dropout_p: float) -> None:
+def _check(query: Tensor, key: Tensor, value: Tensor | None, image_lengths: Tensor | None) -> None:
     if query.dim() != 3 or not 1 <= query.shape[-1] <= MAX_HEAD_SIZE or not query.is_floating_point():
         raise ValueError(
             f"query is {query.dtype} of shape {tuple(query.shape)}; expected floating point (T, H, D), D <= {MAX_HEAD_SIZE}"
@@ -161,8 +161,6 @@ def _check(query: Tensor, key: Tensor, value: Tensor | None, image_lengths: Tens
             raise ValueError(f"{name} has stride {tensor.stride(-1)} in its last dimension; expected 1")
     if image_lengths is not None:
         _check_integers("image_lengths", image_lengths, key.shape[0], query.device)
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p is {dropout_p}; expected a number in [0, 1)")
 
 
 def _check_texts(query: Tensor, cu_seqlens: Tensor, image_of_text: Tensor) -> None:
@@ -230,11 +228,11 @@ def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Any, ...]:
     return (grad_query, *grads, [None] * len(groups), None, None, None, None, None, None)
 
 
-def _flops(query: Any, key: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+def _flops(query: Any, key: Any, *args: Any, **kwargs: Any) -> int:
     return 4 * query[0] * query[1] * query[2] * key[1]
 
 
-def _backward_flops(grad_out: Any, query: Any, key: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+def _backward_flops(grad_out: Any, query: Any, key: Any, *args: Any, **kwargs: Any) -> int:
     return 10 * query[0] * query[1] * query[2] * key[1]
 
 

@@ -53,7 +53,7 @@ def dropout_add_layer_norm(
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or dropout_p is outside [0, 1).
     """
-    _check(x, residual, weight, bias, dropout_p)
+    _check(x, residual, weight, bias)
     if dropout_p == 0 and _eager_is_faster(x, residual, weight):
         return eager(x, residual, weight, bias, eps, prenorm=prenorm)
     rng = dropout_state(dropout_p, seed, offset, x.device)
@@ -72,7 +72,7 @@ def _eager_is_faster(x: Tensor, residual: Tensor, weight: Tensor) -> bool:
     return plain and _forward.forced() is None
 
 
-def _check(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, dropout_p: float) -> None:
+def _check(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> None:
     if x.dim() == 0 or x.shape[-1] == 0 or not x.is_floating_point():
         raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; expected floating point (..., C), C > 0")
     if residual.shape != x.shape or not residual.is_floating_point():
@@ -87,8 +87,6 @@ def _check(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, dropout_p:
     for name, tensor in (("residual", residual), ("weight", weight), ("bias", bias)):
         if tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device}; expected {x.device} as x")
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p is {dropout_p}; expected a number in [0, 1)")
 
 
 def _forward_fake(

@@ -110,7 +110,7 @@ def _fake(input: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Ten
     return input.new_empty(input.shape[0], weight.shape[0])
 
 
-def _flops(input: Any, weight: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+def _flops(input: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
     return 2 * input[0] * weight[0] * weight[1]
 
 

@@ -60,7 +60,7 @@ def packed_self_attention(
         ValueError: shapes, dtypes, devices or strides do not fit, dropout_p is outside [0, 1), max_length is negative, or
             scale is not positive.
     """
-    _check(query, key, value, cu_seqlens, max_length, dropout_p)
+    _check(query, key, value, cu_seqlens, max_length)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     if not scale > 0:
         raise ValueError(f"scale is {scale}; expected a positive number")
@@ -69,9 +69,7 @@ def packed_self_attention(
     return _operation.call(query, key, value, cu_seqlens.to(torch.int32).contiguous(), *rng, *options)[0]
 
 
-def _check(
-    query: Tensor, key: Tensor | None, value: Tensor | None, cu_seqlens: Tensor, max_length: int, dropout_p: float
-) -> None:
+def _check(query: Tensor, key: Tensor | None, value: Tensor | None, cu_seqlens: Tensor, max_length: int) -> None:
     if (key is None) != (value is None):
         raise ValueError("one of key and value is None; expected both, or none with query (T, 3, H, D)")
     expected = "(T, H, D)" if key is not None else "(T, 3, H, D)"
@@ -98,8 +96,6 @@ def _check(
         raise ValueError(f"cu_seqlens is on {cu_seqlens.device}; expected {query.device} as query")
     if max_length < 0:
         raise ValueError(f"max_length is {max_length}; expected the greatest length of a text")
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p is {dropout_p}; expected a number in [0, 1)")
 
 
 def _fake(query: Tensor, key: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
@@ -139,37 +135,14 @@ def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Any, ...]:
     return (*gradients, None, None, None, None, None, None, None)
 
 
-def _flops(
-    query: Any,
-    key: Any,
-    value: Any,
-    cu_seqlens: Any,
-    seed: Any,
-    offset: Any,
-    max_length: int,
-    *args: Any,
-    out_shape: Any = None,
-    **kwargs: Any,
-) -> int:
+def _flops(query: Any, *args: Any, **kwargs: Any) -> int:
     """As if every text had ``max_length`` tokens, or as many as there is room for: shapes alone tell no more."""
+    max_length = args[5]
     return 4 * query[0] * query[-2] * query[-1] * min(max_length, query[0])
 
 
-def _backward_flops(
-    grad_out: Any,
-    query: Any,
-    key: Any,
-    value: Any,
-    out: Any,
-    statistics: Any,
-    cu_seqlens: Any,
-    seed: Any,
-    offset: Any,
-    max_length: int,
-    *args: Any,
-    out_shape: Any = None,
-    **kwargs: Any,
-) -> int:
+def _backward_flops(grad_out: Any, query: Any, *args: Any, **kwargs: Any) -> int:
+    max_length = args[7]
     return 10 * query[0] * query[-2] * query[-1] * min(max_length, query[0])
 
 

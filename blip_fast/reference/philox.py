@@ -55,7 +55,12 @@ def uniform(word: Tensor) -> Tensor:
 def dropout_state(
     dropout_p: float, seed: Tensor | int | None, offset: Tensor | int, device: torch.device
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Seed and offset of dropout as tensors on the device, (None, None) without dropout; a seed of None is drawn."""
+    """Seed and offset of dropout as tensors on the device, (None, None) without dropout; a seed of None is drawn.
+
+    ValueError where ``dropout_p`` is outside of [0, 1).
+    """
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"dropout_p is {dropout_p}; expected a number in [0, 1)")
     if dropout_p == 0:
         return None, None
     drawn = torch.randint(2**63 - 1, (1,), device=device) if seed is None else word_on("seed", seed, device)
