@@ -26,7 +26,7 @@ from blip_fast.kernels.attention import (
 )
 from blip_fast.kernels.launch import precision
 from blip_fast.kernels.tiles import Job, tile_by_rule, tile_for
-from blip_fast.reference.packed_self_attention import split_heads
+from blip_fast.reference.packed_self_attention import split_query_key_value
 
 
 @triton.jit
@@ -250,7 +250,7 @@ def packed_self_attention(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Output (T, H, D) and statistics (T, H, 2); see `blip_fast.reference.packed_self_attention`."""
-    query, key, value = split_heads(query, key, value)
+    query, key, value = split_query_key_value(query, key, value)
     tokens, heads, dim = query.shape
     out = torch.zeros((tokens, heads, dim), dtype=query.dtype, device=query.device)  # rows past the last text stay 0
     statistics = torch.zeros((tokens, heads, 2), dtype=torch.float32, device=query.device)
@@ -284,7 +284,7 @@ def packed_self_attention_backward(
 ) -> Tensor:
     """Gradients of query, key and value: (T, 3, H, D) where these are one tensor, else (3, T, H, D)."""
     together = 1 if key is None else 0
-    query, key, value = split_heads(query, key, value)
+    query, key, value = split_query_key_value(query, key, value)
     tokens, heads, dim = query.shape
     shape = (tokens, 3, heads, dim) if together else (3, tokens, heads, dim)
     gradient = torch.zeros(shape, dtype=query.dtype, device=query.device)  # rows past the last text stay 0

@@ -9,7 +9,7 @@ from blip_fast.reference.cross_attention import LOG2E, keep_mask
 from blip_fast.reference.philox import dropout_state
 
 
-def split_heads(query: Tensor, key: Tensor | None, value: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def split_query_key_value(query: Tensor, key: Tensor | None, value: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value, (T, H, D) each, where ``query`` may hold all three: (T, 3, H, D)."""
     if key is not None and value is not None:
         return query, key, value
@@ -92,7 +92,7 @@ def forward(
 
     The statistics of a row give its probabilities again, as in `blip_fast.reference.cross_attention`.
     """
-    query, key, value = split_heads(query, key, value)
+    query, key, value = split_query_key_value(query, key, value)
     attention = _Attention(query, key, cu_seqlens, seed, offset, causal, dropout_p, scale)
     dtype = torch.promote_types(query.dtype, torch.float32)
     if attention.row.numel() == 0:
@@ -121,7 +121,7 @@ def backward(
 ) -> Tensor:
     """Gradients of query, key and value: (T, 3, H, D) where these are one tensor, else (3, T, H, D)."""
     together = 1 if key is None else 0
-    query, key, value = split_heads(query, key, value)
+    query, key, value = split_query_key_value(query, key, value)
     attention = _Attention(query, key, cu_seqlens, seed, offset, causal, dropout_p, scale)
     if attention.row.numel() == 0:
         return torch.stack([torch.zeros_like(query)] * 3, dim=together)
