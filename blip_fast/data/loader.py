@@ -19,12 +19,11 @@ def make_loader(
     sampler: Sampler[list[SampleKey]],
     workers: int,
     device: torch.device | str = "cpu",
-    prefetch: int = 2,
 ) -> DataLoader[Any]:
     """Batches of ``dataset``, made by its ``collate``, in page-locked memory where ``device`` is a GPU.
 
-    ``workers`` processes work ahead, ``prefetch`` batches each; 0 makes batches in this process. The batches do not
-    depend on ``workers``. Worker processes start with every epoch, so that a data set's ``set_epoch`` reaches them.
+    ``workers`` processes work ahead; 0 makes batches in this process. The batches do not depend on ``workers``. Worker
+    processes start with every epoch, so that a data set's ``set_epoch`` reaches them.
     """
     if workers < 0:
         raise ValueError(f"workers={workers} must not be negative")
@@ -35,7 +34,6 @@ def make_loader(
         collate_fn=dataset.collate,
         pin_memory=torch.device(device).type == "cuda",
         worker_init_fn=start_worker,
-        prefetch_factor=prefetch if workers else None,
         generator=torch.Generator(),  # for seeds that nothing here depends on: the model's generator stays as it is
     )
 

@@ -151,9 +151,9 @@ class RetrievalEvalData(PictureData[ImageSample, ImageTextsRecord]):
     def make_sample(self, index: int, broken: list[str]) -> ImageSample:
         return ImageSample(self.image(self.root, self.records[index].image, broken), index, index)
 
-    def padded_texts(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and attention mask (S, N) int64 of the texts from ``start`` up to ``stop``, of the published width."""
-        return pad_lists(self.encoder.encode(self.texts[start:stop]), self.encoder.width)
+    def padded_texts(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and attention mask (S, N) int64 of all texts, of the published width."""
+        return pad_lists(self.encoder.encode(self.texts), self.encoder.width)
 
     collate = staticmethod(collate_images)
 

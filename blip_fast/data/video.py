@@ -16,7 +16,6 @@ from blip_fast.data.pictures import BrokenSampleError
 from blip_fast.data.roots import Root
 
 RETRIEVAL_FRAMES = 8  # per video, paper section 5.6
-QUESTION_FRAMES = 16
 
 
 def uniform_frames(total: int, count: int, published: bool = True) -> list[int]:

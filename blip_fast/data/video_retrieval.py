@@ -24,6 +24,8 @@ from blip_fast.data.video import RETRIEVAL_FRAMES, read_frames
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SUFFIX = ".mp4"  # of a video's file
+
 
 @dataclasses.dataclass(frozen=True)
 class ClipRecord:
@@ -56,7 +58,7 @@ class VideoRetrievalData(SampleData[VideoSample, ClipRecord]):
 
     Args:
         annotation_file: JSON lines, or a JSON list.
-        video_root: folder of the videos; a video's file is its name plus ``suffix``.
+        video_root: folder of the videos; a video's file is its name plus ``.mp4``.
         image_size: frames are squashed to (image_size, image_size).
         frames: of each video.
         published: the published choice of frames, see `uniform_frames`.
@@ -75,7 +77,6 @@ class VideoRetrievalData(SampleData[VideoSample, ClipRecord]):
         *,
         frames: int = RETRIEVAL_FRAMES,
         published: bool = True,
-        suffix: str = ".mp4",
         max_words: int = 40,
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_tokens: int | None = None,
@@ -86,7 +87,7 @@ class VideoRetrievalData(SampleData[VideoSample, ClipRecord]):
         if on_broken == "replace":
             raise ValueError("on_broken='replace' would give a video another one's place; expected 'raise' or 'blank'")
         self.root = Root(video_root, "video_root")
-        self.image_size, self.frames, self.published, self.suffix = image_size, frames, published, suffix
+        self.image_size, self.frames, self.published = image_size, frames, published
         self.encoder = TextEncoder("retrieval", tokenizer, max_tokens)
         self.records = read_records([annotation_file], ClipRecord, self._to_record, bad)
         self.texts = [pre_caption(record.caption, max_words) for record in self.records]
@@ -94,7 +95,7 @@ class VideoRetrievalData(SampleData[VideoSample, ClipRecord]):
     def make_sample(self, index: int, broken: list[str]) -> VideoSample:
         name = self.records[index].clip_name
         try:
-            frames = read_frames(self.root, name + self.suffix, self.frames, self.image_size, self.published)
+            frames = read_frames(self.root, name + SUFFIX, self.frames, self.image_size, self.published)
         except BrokenSampleError as error:
             if self.on_broken == "raise":
                 raise
@@ -102,9 +103,9 @@ class VideoRetrievalData(SampleData[VideoSample, ClipRecord]):
             frames = torch.zeros(self.frames, 3, self.image_size, self.image_size, dtype=torch.uint8)
         return VideoSample(normalise(frames), index, name)
 
-    def padded_texts(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and attention mask (S, N) int64 of the texts from ``start`` up to ``stop``, of the published width."""
-        return pad_lists(self.encoder.encode(self.texts[start:stop]), self.encoder.width)
+    def padded_texts(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and attention mask (S, N) int64 of all texts, of the published width."""
+        return pad_lists(self.encoder.encode(self.texts), self.encoder.width)
 
     @staticmethod
     def collate(samples: Sequence[VideoSample]) -> VideoBatch:
@@ -118,5 +119,5 @@ class VideoRetrievalData(SampleData[VideoSample, ClipRecord]):
 
     def _to_record(self, entry: Entry) -> ClipRecord:
         name = entry.text("clip_name")
-        entry.checked_path(name + self.suffix, self.root)
+        entry.checked_path(name + SUFFIX, self.root)
         return ClipRecord(name, entry.text("caption"))

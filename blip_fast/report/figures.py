@@ -39,7 +39,7 @@ def to_svg(figure: Figure) -> str:
     return svg[svg.index("<svg") :]
 
 
-def curve(values: Sequence[float], title: str, log_scale: bool = False, smooth: int = 20) -> str:
+def curve(values: Sequence[float], title: str, smooth: int = 20) -> str:
     """One metric by step: every value faint, the mean of the last ``smooth`` values in full colour."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.2, 2.5), layout="constrained")
@@ -50,10 +50,7 @@ def curve(values: Sequence[float], title: str, log_scale: bool = False, smooth: 
         axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
         axes.set_xlabel("step")
         axes.set_xlim(0, max(len(values) - 1, 1))
-        if log_scale and min(values) > 0:
-            axes.set_yscale("log")
-        else:
-            axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=0)
         return to_svg(figure)
 
 
@@ -113,8 +110,8 @@ def match_histograms(counts: Mapping[str, Sequence[int]], threshold: float) -> s
         return to_svg(figure)
 
 
-def line_plot(x: Sequence[float], lines: Mapping[str, Sequence[float]], title: str, x_label: str = "epoch") -> str:
-    """One or more named lines over ``x``; a legend where there is more than one. Values that are no numbers leave gaps."""
+def line_plot(x: Sequence[float], lines: Mapping[str, Sequence[float]], title: str) -> str:
+    """One or more named lines over epochs ``x``; a legend where there are several. Values that are no numbers leave gaps."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.2, 2.5), layout="constrained")
         axes = figure.subplots()
@@ -123,7 +120,7 @@ def line_plot(x: Sequence[float], lines: Mapping[str, Sequence[float]], title: s
                 x, values, color=color, linewidth=1.8, marker="." if len(x) < 30 else None, label=plain_text(name)
             )
         axes.set_title(plain_text(title), loc="left", fontsize=10, fontweight="bold")
-        axes.set_xlabel(x_label)
+        axes.set_xlabel("epoch")
         if len(lines) > 1:
             axes.legend(frameon=False)
         return to_svg(figure)

@@ -19,7 +19,7 @@ from blip_fast.data.shards import ShardData, shard_files
 from blip_fast.data.tokens import cached_tokenizer
 from blip_fast.data.transforms import PRETRAIN_SCALE
 from blip_fast.models import BlipPretrain
-from blip_fast.tasks.base import Metrics, Routine, Split, Task
+from blip_fast.tasks.base import Routine, Task
 from blip_fast.tasks.evaluation.pairs import caption_ids, decode_caption
 from blip_fast.tasks.pictures import evaluation_pictures, training_pictures
 from blip_fast.training.schedules import alpha_ramp, pretrain_lr
@@ -106,9 +106,6 @@ class PretrainTask(Task[PretrainSettings, PretrainBatch]):
 
     def alpha(self, epoch: int, step: int, steps_per_epoch: int) -> float:
         return alpha_ramp(epoch, step, steps_per_epoch, self.settings.alpha)
-
-    def evaluate(self, model: nn.Module, split: Split, epoch: int | None) -> Metrics:
-        return {}
 
     def samples(self, model: nn.Module) -> list[dict[str, Any]]:
         """What the decoder writes for the first pictures of the lists, which it has been trained on."""

@@ -77,7 +77,7 @@ class RetrievalTask(FineTuning[RetrievalSettings, RetrievalBatch]):
             model,
             (batch.images for batch in self.batches(data, self.settings.batch_size_test)),
             len(data),
-            data.padded_texts(0, len(data.texts)),
+            data.padded_texts(),
             self.settings.k_test,
             context.rank,
             context.world_size,
@@ -87,7 +87,7 @@ class RetrievalTask(FineTuning[RetrievalSettings, RetrievalBatch]):
     def samples(self, model: nn.Module) -> list[dict[str, Any]]:
         """The text of the validation split found for each of a few pictures, beside the picture's own."""
         data, shown = self.eval_data("val"), range(min(8, len(self.eval_data("val"))))
-        texts = data.padded_texts(0, len(data.texts))
+        texts = data.padded_texts()
         images = [batch.images for batch in self.batches(data, len(shown), shown)]
         scores, _ = retrieval_scores(model, images, len(shown), texts, self.settings.k_test)
         return [

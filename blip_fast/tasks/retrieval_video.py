@@ -46,7 +46,7 @@ class VideoRetrievalTask(Program[VideoRetrievalSettings, Any]):
             model,
             (batch.videos for batch in self.batches(data, settings.batch_size)),
             len(data),
-            data.padded_texts(0, len(data)),
+            data.padded_texts(),
             settings.k_test,
             context.rank,
             context.world_size,

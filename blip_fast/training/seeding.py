@@ -15,14 +15,13 @@ import torch
 _CUBLAS_VARIABLE, _CUBLAS_VALUE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
 
 
-def seed_everything(seed: int, rank: int = 0) -> torch.Generator:
-    """Seed torch, numpy and random with ``seed + rank`` (as published) and return a generator for data loaders."""
+def seed_everything(seed: int, rank: int = 0) -> None:
+    """Seed torch, numpy and random with ``seed + rank`` as published."""
     if seed < 0:
         raise ValueError(f"seed={seed} must not be negative")
     torch.manual_seed(seed + rank)
     np.random.seed((seed + rank) % 2**32)  # noqa: NPY002  (published augmentations draw from it)
     random.seed(seed + rank)
-    return torch.Generator().manual_seed(seed + rank)
 
 
 @contextlib.contextmanager

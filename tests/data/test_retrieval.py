@@ -46,7 +46,7 @@ def test_evaluation_knows_the_texts_of_images_and_the_images_of_texts(root: Path
     batch = data.collate([data[2], data[0]])
     assert batch.indices.tolist() == [2, 0]
     assert batch.images[0, 0].mean() > batch.images[1, 0].mean()
-    ids, mask = data.padded_texts(1, 4)
-    expected_ids, expected_mask = tokenize(["two", "three", "four"], "retrieval")
+    ids, mask = data.padded_texts()
+    expected_ids, expected_mask = tokenize(data.texts, "retrieval")
     assert torch.equal(ids, expected_ids)
     assert torch.equal(mask, expected_mask)

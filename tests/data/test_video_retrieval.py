@@ -28,7 +28,7 @@ def test_videos_are_frames_and_texts(file: Path) -> None:
     assert batch.videos.shape == (1, 4, 3, 16, 16)
     assert batch.clip_names == ("video1",)
     assert data.texts == ["caption number 1", "caption number 2", "caption number 3"]
-    ids, mask = data.padded_texts(0, 3)
+    ids, mask = data.padded_texts()
     expected_ids, expected_mask = tokenize(data.texts, "retrieval")
     assert torch.equal(ids, expected_ids)
     assert torch.equal(mask, expected_mask)
