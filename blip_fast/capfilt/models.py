@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Sequence
@@ -83,8 +82,3 @@ def same_encoders(first: BlipCaptioner, second: BlipITM) -> bool:
     return ours.keys() == theirs.keys() and all(
         ours[name].shape == theirs[name].shape and torch.equal(ours[name], theirs[name]) for name in ours
     )
-
-
-def precision(device: torch.device, bfloat16: bool) -> contextlib.AbstractContextManager[object]:
-    """The context in which models run."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)

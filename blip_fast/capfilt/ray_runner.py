@@ -8,6 +8,7 @@ import torch
 
 from blip_fast.capfilt.job import Job
 from blip_fast.capfilt.models import load_models
+from blip_fast.capfilt.runner import score_units
 from blip_fast.capfilt.settings import CapFiltSettings
 
 
@@ -24,8 +25,6 @@ class UnitWorker:
         self.device, self.job = device, Job(self.settings, weights)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        from blip_fast.capfilt.runner import score_units
-
         done: list[dict[str, Any]] = []
         unit = self.job.units[row["index"]]
         score_units(self.job, self.models, self.device, [unit], lambda unit, counts: done.append(counts))

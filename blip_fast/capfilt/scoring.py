@@ -15,7 +15,7 @@ from torch import Tensor
 
 from blip_fast.capfilt.captioning import sample_captions, sample_seed
 from blip_fast.capfilt.matching import cosines, match_probabilities, pack_strings
-from blip_fast.capfilt.models import CapFiltModels, precision
+from blip_fast.capfilt.models import CapFiltModels
 from blip_fast.capfilt.samples import WebSample, read_samples, root_of
 from blip_fast.capfilt.settings import ScoreSettings
 from blip_fast.capfilt.tally import Record
@@ -78,7 +78,7 @@ class UnitScorer:
             images = [
                 torch.stack(images).to(self.device) for images in zip(*(one.images for one in sound), strict=True)
             ]
-            with precision(self.device, self.settings.bfloat16):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bfloat16):
                 scored = iter(self.score_images([one.sample for one in sound], images))
         return [next(scored) if one.problem is None else rejection(one.sample, one.problem) for one in batch]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +82,7 @@ def _state(source: Source | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     if isinstance(source, Mapping):
         return source
     path = locate(source)
-    return read_state(weight_file(path) if path.is_dir() else Path(path))[0]
+    return read_state(weight_file(path) if path.is_dir() else path)[0]
 
 
 def _load(model: nn.Module, state: Mapping[str, Tensor], prefixes: tuple[str, ...], kind: str) -> LoadReport:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from typing import Any
 
 import torch
@@ -113,11 +112,7 @@ def split_pairs(scores: torch.Tensor) -> tuple[list[float], list[float]]:
 
 def marked_words(truth: str, caption: str) -> list[tuple[str, bool]]:
     """The words of a generated caption, each with whether the true caption has it at that place."""
-    words, true_words = split_words(caption), split_words(truth)
+    words, true_words = caption.split(), truth.split()
     matcher = difflib.SequenceMatcher(a=true_words, b=words, autojunk=False)
     shared = {index for block in matcher.get_matching_blocks() for index in range(block.b, block.b + block.size)}
     return [(word, index in shared) for index, word in enumerate(words)]
-
-
-def split_words(text: str) -> list[str]:
-    return re.findall(r"\S+", text)

@@ -224,9 +224,8 @@ class Engine:
             prune_numbered(self.folder, self.settings.keep_last, epoch)
 
     def _finish_run(self) -> None:
-        if self.routine.final_splits:
-            for split in self.routine.final_splits:
-                self._evaluate(self.trainer.model, split, None)
+        for split in self.routine.final_splits:
+            self._evaluate(self.trainer.model, split, None)
         with self.trainer.parallel.whole():
             if self.context.is_main:
                 self._write_samples(self.trainer.model)

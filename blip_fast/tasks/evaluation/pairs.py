@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from blip_fast.data.packing import pad_lists
 from blip_fast.data.pretrain import PretrainData
 from blip_fast.models import BlipCaptioner, BlipPretrain
+from blip_fast.reference.text import with_first_token
 from blip_fast.tasks.metrics.recalls import image_ranks
 
 
@@ -53,12 +54,11 @@ def encode_pairs(
 @torch.no_grad()
 def matching_logits(model: torch.nn.Module, pairs: EncodedPairs, enc_token_id: int) -> Tensor:
     """ITM logits (N images, N texts, 2) of every image with every text; entry 1 of the last axis says "they match"."""
-    input_ids = pairs.input_ids.clone()
-    input_ids[:, 0] = enc_token_id
+    input_ids = with_first_token(pairs.input_ids, enc_token_id)
     rows = []
     for states in pairs.image_states:
         repeated = states.expand(len(input_ids), -1, -1)
-        hidden = model.text_encoder(input_ids, pairs.attention_mask, repeated, mode="multimodal")
+        hidden = model.text_encoder(input_ids, pairs.attention_mask, repeated)
         rows.append(model.itm_head(hidden[:, 0]))
     return torch.stack(rows)
 
