@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 # Names of the published med_config, which transformers' text configuration shares, and the fields here.
@@ -113,9 +113,7 @@ class BlipConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean '{near[0]}'?" if near else ""
-                raise ValueError(f"BlipConfig has no field '{name}'{hint}")
+                raise ValueError(f"BlipConfig has no field '{name}'{nearest(name, known)}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -213,6 +211,12 @@ class BlipConfig:
         for section, values, name, expected in fixed:
             if values.get(name, expected) not in (expected, None):
                 raise ValueError(f"{section} has {name}={values[name]!r}; BLIP needs {expected!r}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean ...?" where a known name is close, else nothing."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def published_drop_path(head: str | None, large: bool) -> float:

@@ -34,22 +34,27 @@ def read_state(path: Path) -> tuple[State, dict[str, Any]]:
 
     Nothing but tensors and plain values is unpickled. ValueError where the file is of another kind.
     """
+    content = read_content(path)
+    state = content.get("model", content) if isinstance(content, dict) else None
+    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no model; expected a state_dict, or a dictionary with one under 'model'")
+    settings = content.get("config") if state is not content else None
+    return dict(state), dict(settings) if isinstance(settings, Mapping) else {}
+
+
+def read_content(path: Path) -> Any:
+    """What a file holds, on the CPU. ValueError where it is damaged, or holds more than tensors and plain values."""
     try:
         if path.suffix == ".safetensors":
-            return load_file(path), {}
+            return load_file(path)
         # Files older than torch 1.6 are no zip archives and cannot be mapped into memory.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is no checkpoint of tensors and plain values; other pickles are not loaded"
         ) from error
     except _DAMAGED as error:
         raise ValueError(f"{path} is damaged, or no checkpoint at all") from error
-    state = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no model; expected a state_dict, or a dictionary with one under 'model'")
-    settings = content.get("config") if state is not content else None
-    return dict(state), dict(settings) if isinstance(settings, Mapping) else {}
 
 
 def write_checkpoint(path: Path, model: nn.Module, config: BlipConfig) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from torch import nn
 
 from blip_fast.checkpoints import load_state
 from blip_fast.checkpoints.files import write_atomically
+from blip_fast.checkpoints.published import read_content
 from blip_fast.optim import AdamWMomentum
 from blip_fast.training.parallel import like, whole_tensors
 from blip_fast.training.trainer import Trainer
@@ -35,18 +34,11 @@ def write_content(path: Path, content: Mapping[str, Any]) -> None:
         raise WriteError(f"{path} could not be written{kept}: {str(error).splitlines()[0]}") from error
 
 
-def read_content(path: Path) -> dict[str, Any]:
+def read_training_checkpoint(path: Path) -> dict[str, Any]:
     """A dictionary of tensors and plain values from a file. ValueError where it is something else, or damaged."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {str(path)!r}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is no checkpoint of tensors and plain values; other pickles are not loaded"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is damaged, or no checkpoint at all") from error
+    content = read_content(path)
     if not isinstance(content, dict) or "model" not in content:
         raise ValueError(f"{path} holds no training checkpoint; expected a dictionary with 'model'")
     return content
@@ -64,7 +56,7 @@ def published_content(trainer: Trainer[Any], config: Mapping[str, Any], epoch: i
 
 def load_published(trainer: Trainer[Any], path: Path) -> int:
     """Load model and optimizer of a checkpoint, a published one or our own; returns the epoch it was written after."""
-    content = read_content(path)
+    content = read_training_checkpoint(path)
     missing = [name for name in ("optimizer", "epoch") if name not in content]
     if missing:
         raise ValueError(f"{path} has no '{missing[0]}': it holds a model only, which is what 'pretrained' is for")

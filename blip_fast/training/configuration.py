@@ -11,7 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from blip_fast.checkpoints.files import write_text
-from blip_fast.training.settings import RunSettings, nearest
+from blip_fast.config import nearest
+from blip_fast.training.settings import RunSettings
 
 Settings = TypeVar("Settings", bound=RunSettings)
 

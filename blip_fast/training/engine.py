@@ -23,7 +23,7 @@ from blip_fast.training.checkpoint import (
     load_published,
     prune_numbered,
     published_content,
-    read_content,
+    read_training_checkpoint,
     write_content,
 )
 from blip_fast.training.distributed import SharedFlag, barrier, broadcast_object, gather_objects
@@ -238,7 +238,7 @@ class Engine:
         model = self._model(load=not self.options.checkpoint)
         if self.options.checkpoint:
             path = Path(self.options.checkpoint)
-            load_model(model, read_content(path)["model"], path)
+            load_model(model, read_training_checkpoint(path)["model"], path)
         metrics: dict[str, Metrics] = {split: self._evaluate(model, split, None) for split in splits}
         if not self.context.is_main:
             return

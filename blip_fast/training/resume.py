@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blip_fast.training.checkpoint import load_model, load_optimizer, read_content, write_content
+from blip_fast.training.checkpoint import load_model, load_optimizer, read_training_checkpoint, write_content
 from blip_fast.training.distributed import gather_objects
 from blip_fast.training.parallel import whole_tensors
 from blip_fast.training.seeding import random_state, restore_random_state
@@ -74,7 +74,7 @@ def load_state(path: Path, trainer: Trainer[Any], rank: int, world_size: int) ->
 
     It does not with another number of ranks, whose random numbers are not known: they keep those they have.
     """
-    content = read_content(path)
+    content = read_training_checkpoint(path)
     missing = [name for name in ("optimizer", "scaler", "place", "best", "series", "ranks") if name not in content]
     if missing:
         raise ValueError(f"{path} has no '{missing[0]}': it is no resume state; a checkpoint goes with --checkpoint")
@@ -93,5 +93,5 @@ def load_state(path: Path, trainer: Trainer[Any], rank: int, world_size: int) ->
 
 def changed_settings(path: Path, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Settings of a state that differ from ``settings``: {name: (then, now)}."""
-    then = read_content(path).get("settings", {})
+    then = read_training_checkpoint(path).get("settings", {})
     return {name: (then.get(name), now) for name, now in settings.items() if then.get(name) != now}

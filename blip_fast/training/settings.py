@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from blip_fast.checkpoints import BERT_BASE, VIT_BASE, VIT_LARGE
-from blip_fast.config import BlipConfig
+from blip_fast.config import BlipConfig, nearest
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -261,9 +259,3 @@ def model_value(name: str, value: Any) -> Any:
         return value if isinstance(value, bool) else TypeAdapter(kind).validate_python(value)
     except ValidationError:
         raise ValueError(f"has {name}={value!r}; expected a {'whole ' if kind is int else ''}number") from None
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean ...?" where a known name is close, else nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""

@@ -13,7 +13,7 @@ from blip_fast.training.checkpoint import (
     load_published,
     prune_numbered,
     published_content,
-    read_content,
+    read_training_checkpoint,
     write_content,
 )
 from blip_fast.training.settings import PretrainSettings
@@ -113,14 +113,14 @@ class Hostile:
 def test_other_pickles_and_damaged_files_are_refused(tmp_path: Path) -> None:
     torch.save({"model": Hostile()}, tmp_path / "hostile.pth")
     with pytest.raises(ValueError, match="other pickles are not loaded"):
-        read_content(tmp_path / "hostile.pth")
+        read_training_checkpoint(tmp_path / "hostile.pth")
     whole = save(tmp_path / "whole.pth", *published_run(steps=0)).read_bytes()
     (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"cut\.pth (is damaged|is no checkpoint)"):
-        read_content(tmp_path / "cut.pth")
+        read_training_checkpoint(tmp_path / "cut.pth")
     torch.save([1], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="expected a dictionary with 'model'"):
-        read_content(tmp_path / "list.pth")
+        read_training_checkpoint(tmp_path / "list.pth")
 
 
 def test_only_numbered_checkpoints_are_pruned(tmp_path: Path) -> None:
