@@ -118,9 +118,19 @@ def _fake(hidden: Tensor, *args: Any) -> Tensor:
     return torch.empty_like(hidden)
 
 
-def _flops(hidden: Any, parameters: Any, cache: Any, *args: Any, **kwargs: Any) -> int:
+def _flops(
+    hidden: Any,
+    parameters: Any,
+    cache: Any,
+    ancestry: Any,
+    slots: Any,
+    lengths: Any,
+    key: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> int:
     """Products with all weights, and attention to all places of the cache and of the image."""
-    (rows, width), key = hidden, args[3]
+    rows, width = hidden
     weights = sum(shape[0] * shape[1] for shape in parameters if len(shape) == 2)
     return 2 * rows * weights + 4 * rows * width * (cache[2] + key[1])
 

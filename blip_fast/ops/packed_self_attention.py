@@ -135,14 +135,35 @@ def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Any, ...]:
     return (*gradients, None, None, None, None, None, None, None)
 
 
-def _flops(query: Any, *args: Any, **kwargs: Any) -> int:
+def _flops(
+    query: Any,
+    key: Any,
+    value: Any,
+    cu_seqlens: Any,
+    seed: Any,
+    offset: Any,
+    max_length: int,
+    *args: Any,
+    **kwargs: Any,
+) -> int:
     """As if every text had ``max_length`` tokens, or as many as there is room for: shapes alone tell no more."""
-    max_length = args[5]
     return 4 * query[0] * query[-2] * query[-1] * min(max_length, query[0])
 
 
-def _backward_flops(grad_out: Any, query: Any, *args: Any, **kwargs: Any) -> int:
-    max_length = args[7]
+def _backward_flops(
+    grad_out: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    out: Any,
+    statistics: Any,
+    cu_seqlens: Any,
+    seed: Any,
+    offset: Any,
+    max_length: int,
+    *args: Any,
+    **kwargs: Any,
+) -> int:
     return 10 * query[0] * query[-2] * query[-1] * min(max_length, query[0])
 
 
