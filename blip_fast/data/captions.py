@@ -149,7 +149,8 @@ class CaptionEvalData(PictureData[ImageSample, ImageRecord]):
 
 
 class NoCapsData(CaptionEvalData):
-    """Pictures of ``nocaps_{val,test}.json``: ``{"image": path, "img_id": id}``."""
+    """Pictures of ``nocaps_{val,test}.json``: ``{"image": path, "img_id": id}``; digits in quotes are a number."""
 
     def _image_id(self, entry: Entry) -> int | str:
-        return entry.id("img_id")
+        number = entry.id("img_id")
+        return int(number) if isinstance(number, str) and number.isdecimal() else number

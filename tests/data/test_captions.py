@@ -59,6 +59,8 @@ def test_nocaps_has_its_own_name_for_ids(root: Path, annotate: Annotate) -> None
     batch = data.collate([data[0]])
     assert batch.image_ids == (4499,)
     assert batch.images.shape == (1, 3, 8, 8)
+    quoted = NoCapsData(annotate([{"image": "c.png", "img_id": "4499"}]), root, eval_transform(8))
+    assert quoted[0].image_id == 4499
     with pytest.raises(ValueError, match="'img_id' is None"):
         NoCapsData(annotate([{"image": "c.png", "image_id": 4499}]), root, eval_transform(8))
 
