@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip_fast import models, reference
+from blip_fast.checkpoints.files import write_json
 from blip_fast.config import BlipConfig
 from blip_fast.data.demo_pairs import demo_root
 from blip_fast.optim import AdamWMomentum
@@ -191,14 +192,6 @@ def read_curves(file: Path, settings: dict[str, Any]) -> dict[str, NDArray[np.fl
     return {name: np.array(losses) for name, losses in document["curves"].items()}
 
 
-def write(document: dict[str, Any], file: Path) -> None:
-    """Write beside ``file`` and rename."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}")
-    beside.write_text(json.dumps(document, indent=1) + "\n")
-    beside.replace(file)
-
-
 @click.command()
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), default=demo_root())
@@ -220,9 +213,9 @@ def main(output: Path, data: Path, steps: int, dropout: float) -> None:
             print(name, flush=True)
             curves[name] = train(path, pairs, small_config(pairs.vocabulary, probability), recipe, seed)
         lists = {key: curve.round(7).tolist() for key, curve in curves.items()}
-        write({"settings": settings, "losses": LOSSES, "curves": lists}, file)
+        write_json(file, {"settings": settings, "losses": LOSSES, "curves": lists})
     verdict = judge(curves, dropout)
-    write({"settings": settings, "verdict": verdict, "losses": LOSSES, "curves": lists}, file)
+    write_json(file, {"settings": settings, "verdict": verdict, "losses": LOSSES, "curves": lists})
     plot(curves, dropout, output / "convergence.svg")
     for key, value in verdict.items():
         print(f"{key}: {value if isinstance(value, bool) else f'{value:.3g}'}")

@@ -8,7 +8,6 @@ negatives: two per pair.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from blip_fast import models, reference
+from blip_fast.checkpoints.files import write_json
 from blip_fast.config import BlipConfig
 from blip_fast.optim import AdamWMomentum
 from blip_fast.training.costs import flop_counter
@@ -138,10 +138,7 @@ def main(output: Path | None) -> None:
     if output is not None:
         per_pair = {name: {op: count / BATCH for op, count in counts.items()} for name, counts in flops.items()}
         document = {"batch": BATCH, "flops_per_pair": per_pair, "ratio": ratio, "reads_per_step": reads}
-        output.parent.mkdir(parents=True, exist_ok=True)
-        beside = output.with_name(f".{output.name}")
-        beside.write_text(json.dumps(document, indent=1) + "\n")
-        beside.replace(output)
+        write_json(output, document)
     raise SystemExit(ratio > FLOPS_AIM or reads["blip_fast"] > 0)
 
 
