@@ -35,13 +35,13 @@ def test_all_files_can_be_imported():
 
 @pytest.fixture
 def tiny_sizes(monkeypatch):
-    """Width, vocabulary and heads that files of operations have as constants."""
+    """Widths, vocabulary, heads, and sizes of images in pixels and tokens, which files have as constants."""
     monkeypatch.setattr(BlipConfig, "base", BlipConfig.tiny)
     modules = [module for name, module in sys.modules.items() if name.startswith("blip_fast.benchmarks.ops.")]
     for module in modules + [benchmark.cases.__globals__ for benchmark in BENCHMARKS]:
         values = module if isinstance(module, dict) else vars(module)
-        for name, size in {"C": 64, "V": 600, "H": 2}.items():
-            if name in values:
+        for name, size in {"C": 64, "V": 600, "H": 2, "SIZE": 64, "TOKENS": 65}.items():
+            if isinstance(values.get(name), int):
                 monkeypatch.setitem(values, name, size)
 
 
