@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blip_fast.training.devices import map_tensors
+
 WARM_UP_CALLS = 2
 MAX_GRAPHS = 16
 
@@ -148,22 +150,6 @@ class GraphedStep:
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode=mode):
             losses = self.step.run(static)
         return _Captured(graph, static, losses)
-
-
-def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
-    """The batch with every tensor replaced, in tuples, lists, dictionaries and dataclasses; other values as they are."""
-    if isinstance(batch, Tensor):
-        return function(batch)
-    if isinstance(batch, Mapping):
-        return {name: map_tensors(function, value) for name, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_tensors(function, value) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(map_tensors(function, value) for value in batch)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-        return dataclasses.replace(batch, **map_tensors(function, fields))
-    return batch
 
 
 def shape_of(batch: Any, device: torch.device) -> str:

@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """A copy of dataclasses, tuples, lists and dictionaries with their tensors on ``device``, without waiting for it.
+    """A copy of the batch with its tensors on ``device``, without waiting for it.
 
     Entries whose name ends with "mask" stay on the CPU: the host reads the lengths of texts from masks.
     """
     if device.type == "cpu":
         return batch
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
+    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch, leave="mask")
+
+
+def map_tensors(function: Callable[[Tensor], Any], batch: Any, leave: str | None = None) -> Any:
+    """The batch with every tensor replaced, in tuples, lists, dictionaries and dataclasses; other values as they are.
+
+    So are entries whose name ends with ``leave``.
+    """
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        left = {name for name in batch if leave is not None and name.endswith(leave)}
+        return {name: value if name in left else map_tensors(function, value, leave) for name, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_asdict"):
+        return type(batch)(**map_tensors(function, batch._asdict(), leave))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(map_tensors(function, value, leave) for value in batch)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        names = [field.name for field in dataclasses.fields(batch) if field.init]
-        return dataclasses.replace(batch, **_entries({name: getattr(batch, name) for name in names}, device))
-    if isinstance(batch, dict):
-        return _entries(batch, device)
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(**_entries(dict(zip(batch._fields, batch, strict=True)), device))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(to_device(entry, device) for entry in batch)
+        fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+        return dataclasses.replace(batch, **map_tensors(function, fields, leave))
     return batch
-
-
-def _entries(entries: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {name: entry if name.endswith("mask") else to_device(entry, device) for name, entry in entries.items()}

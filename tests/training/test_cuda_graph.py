@@ -9,7 +9,8 @@ from blip_fast.benchmarks.models.counts import CountReads
 from blip_fast.data.packing import PackedTexts, pack
 from blip_fast.models import BlipPretrain
 from blip_fast.optim import AdamWMomentum
-from blip_fast.training.cuda_graph import GraphedStep, WholeStep, copy_into, map_tensors, shape_of
+from blip_fast.training.cuda_graph import GraphedStep, WholeStep, copy_into, shape_of
+from blip_fast.training.devices import map_tensors
 from tests.models.common import texts
 from tests.models.heads import HEADS
 
