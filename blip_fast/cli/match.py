@@ -48,7 +48,6 @@ def command(
     with one_sentence_errors():
         wanted = Inputs([image], allow_remote=allow_remote)
         model = load_chosen(BlipITM, checkpoint, device, precision)
-        weight = model.visual_encoder.cls_token
-        pixels = normalised(one_picture(wanted, model.config.image_size), weight.device, weight.dtype)
+        pixels = normalised(one_picture(wanted, model.config.image_size), model.visual_encoder.cls_token)
         for record in matches(model, pixels, texts, first_token):
             click.echo(json_line({"image": image} | record, sys.stdout.encoding), nl=False)

@@ -50,8 +50,7 @@ def command(
         wanted = Inputs([image], allow_remote=allow_remote)
         choices = None if candidates is None else read_candidates(candidates)
         model = load_chosen(BlipVQA, checkpoint, device, precision)
-        weight = model.visual_encoder.cls_token
-        pixels = normalised(one_picture(wanted, model.config.image_size), weight.device, weight.dtype)
+        pixels = normalised(one_picture(wanted, model.config.image_size), model.visual_encoder.cls_token)
         for record in answers(model, pixels, questions, choices, beams):
             click.echo(json_line({"image": image} | record, sys.stdout.encoding), nl=False)
 

@@ -71,13 +71,12 @@ class Captioning:
         return in_parts(lambda rows: list(self._records(names[rows], pixels[rows])), 0, len(names)) if names else []
 
     def _records(self, names: list[str], pixels: Tensor) -> Iterator[dict[str, Any]]:
-        weight = self.model.visual_encoder.cls_token
         options: dict[str, Any] = {}
         if self.settings.sample:
             seeds = [seed_of(self.settings.seed, name) for name in names]
             options = dict(do_sample=True, top_p=self.settings.top_p, seed=seeds)
         captions = self.model.generate(
-            normalised(pixels, weight.device, weight.dtype),
+            normalised(pixels, self.model.visual_encoder.cls_token),
             self.prompt,
             self.settings.beams,
             self.max_length,

@@ -54,9 +54,9 @@ class Extraction:
         if projected:
             model.check_projections()
         self.model, self.projected, self.workers = model, projected, workers
-        weight = model.visual_encoder.cls_token
-        self.device, self.dtype = weight.device, weight.dtype
-        self.batch_size = batch_size or batch_size_for(model.config, self.device, self.dtype)
+        self.weight = model.visual_encoder.cls_token
+        self.device = self.weight.device
+        self.batch_size = batch_size or batch_size_for(model.config, self.device, self.weight.dtype)
 
     @torch.inference_mode()
     def images(self, inputs: Inputs) -> Iterator[FeatureRows]:
@@ -65,7 +65,7 @@ class Extraction:
         for batch in picture_batches(remaining(inputs, ()), size, self.batch_size, self.workers):
 
             def work(rows: slice, pixels: Tensor = batch.pixels) -> list[Tensor]:
-                images = normalised(pixels[rows], self.device, self.dtype)
+                images = normalised(pixels[rows], self.weight)
                 return list(self.model.image_features(images, self.projected).cpu())
 
             if batch.names:
@@ -107,7 +107,7 @@ class Extraction:
             def work(
                 rows: slice, pixels: Tensor = batch.pixels, texts: Tensor = texts, masks: Tensor = masks
             ) -> list[Tensor]:
-                images = normalised(pixels[rows], self.device, self.dtype)
+                images = normalised(pixels[rows], self.weight)
                 features = self.model.multimodal_features(images, texts[rows], masks[rows])
                 return list(features.cpu() * masks[rows, :, None])
 

@@ -39,7 +39,7 @@ def text_heat(model: BlipITM, picture: Image.Image, text: str) -> TextHeat:
     ids, mask = (part.to(weight.device) for part in tokenize([text], "itm", model.tokenizer))
     count = int(mask.sum())
     ids, mask = with_first_token(ids[:, :count], model.config.enc_token_id), mask[:, :count]
-    maps = match_heat_maps(model, normalised(pixels[None], weight.device, weight.dtype), ids, mask)[0].cpu()
+    maps = match_heat_maps(model, normalised(pixels[None], weight), ids, mask)[0].cpu()
     words: list[tuple[str, Tensor]] = []
     for token, token_map in zip(model.tokenizer.convert_ids_to_tokens(ids[0, 1:-1]), maps[1:-1], strict=True):
         if token.startswith("##") and words:

@@ -60,29 +60,28 @@ class PageModels:
         """A caption and the mean log-probability of its tokens; ``prompt`` None is the usual one."""
         model = self.captioner.model
         settings = CaptionSettings(prompt=prompt, sample=sample, scores=True, seed=seed)
-        (record,) = Captioning(model, settings).records([path], self._pixels(model, path)[None])
+        (record,) = Captioning(model, settings).records([path], pixels_of(model, read_picture(Input(path, path)))[None])
         return record["caption"], record["score"]
 
     def answer(self, path: str, question: str) -> tuple[str, float]:
         """An answer and the mean log-probability of its tokens."""
         model = self.vqa.model
-        (record,) = answers(model, self._image(model, path), [question])
+        image = normalised(pixels_of(model, read_picture(Input(path, path))), model.visual_encoder.cls_token)
+        (record,) = answers(model, image, [question])
         return record["answer"], record["score"]
 
     def match(self, path: str, text: str) -> Match:
         """Scores and heat maps of a text."""
         model, picture = self.itm.model, read_picture(Input(path, path))
-        (record,) = matches(model, self._image(model, path), [text])
+        (record,) = matches(model, normalised(pixels_of(model, picture), model.visual_encoder.cls_token), [text])
         heat = text_heat(model, picture, text)
         words = [(overlay(picture, word_heat), word) for word, word_heat in heat.words]
         return Match(record["itm"], record["cosine"], overlay(picture, heat.whole), words)
 
-    def _pixels(self, model: PretrainedModel, path: str) -> torch.Tensor:
-        return PictureDataset(model.config.image_size).transform(read_picture(Input(path, path)))
 
-    def _image(self, model: Any, path: str) -> torch.Tensor:
-        weight = model.visual_encoder.cls_token
-        return normalised(self._pixels(model, path), weight.device, weight.dtype)
+def pixels_of(model: PretrainedModel, picture: Image.Image) -> torch.Tensor:
+    """Pixels (3, S, S) uint8 of the size that a model takes."""
+    return PictureDataset(model.config.image_size).transform(picture)
 
 
 def open_model(

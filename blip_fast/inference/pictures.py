@@ -100,9 +100,9 @@ def picture_batches(
     )
 
 
-def normalised(pixels: Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Pixels (B, 3, S, S) uint8 -> what the model takes, to the bit that of ``data.transforms.eval_transform``."""
-    return normalise(pixels.to(device, non_blocking=True)).to(dtype)
+def normalised(pixels: Tensor, weight: Tensor) -> Tensor:
+    """Pixels (B, 3, S, S) uint8 -> what a model of such weights takes, in fp32 that of ``data.transforms.eval_transform``."""
+    return normalise(pixels.to(weight.device, non_blocking=True)).to(weight.dtype)
 
 
 def read_picture(item: Input) -> Image.Image:

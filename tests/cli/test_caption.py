@@ -46,7 +46,7 @@ def test_captions_are_the_models(tmp_path: Path, checkpoint: str) -> None:
     assert result.exit_code == 0, result.output
     model = build("BlipCaptioner")
     for path, record in zip(paths, records(result.stdout), strict=True):
-        image = normalised(one_picture(Inputs([str(path)]), 32), model.visual_encoder.cls_token.device)
+        image = normalised(one_picture(Inputs([str(path)]), 32), model.visual_encoder.cls_token)
         assert record == {"image": str(path), "caption": model.generate(image[None], num_beams=2)[0]}
     assert "3 of 3 images" in result.stderr or "3 images" in result.stderr
 

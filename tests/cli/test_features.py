@@ -47,7 +47,7 @@ def ids(tensors: dict[str, Tensor]) -> list[str]:
 
 
 def pixels(path: Path) -> Tensor:
-    return normalised(one_picture(Inputs([str(path)]), 32), torch.device("cpu"))[None]
+    return normalised(one_picture(Inputs([str(path)]), 32), torch.empty(0))[None]
 
 
 @pytest.mark.parametrize("projected", [False, True])
