@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from blip_fast.capfilt.settings import ScoreSettings
+from blip_fast.data.tokens import strings_of
 from blip_fast.generation import Options, generate, prompts_of
 from blip_fast.generation.decode import check_max_length
 from blip_fast.models import BlipCaptioner
@@ -24,7 +25,7 @@ def sample_seed(seed: int, key: str) -> int:
 def check_lengths(captioner: BlipCaptioner, settings: ScoreSettings) -> None:
     """Raises ValueError where ``max_length`` is more than the captioner has positions for, or leaves none after the prompt."""
     check_max_length(settings.max_length, captioner.config)
-    tokens = len(captioner.tokenizer(settings.prompt).input_ids) - 1  # [SEP] is cut off
+    tokens = len(captioner.tokenizer(strings_of([settings.prompt])).input_ids[0]) - 1  # [SEP] is cut off
     if tokens >= settings.max_length:
         raise ValueError(f"prompt={settings.prompt!r} has {tokens} tokens with [DEC]; expected fewer than "
                          f"max_length={settings.max_length}")  # fmt: skip

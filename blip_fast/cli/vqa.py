@@ -57,7 +57,10 @@ def command(
 
 def read_candidates(path: Path) -> list[str]:
     """Answers of a file: a JSON list of strings, as published answer_list.json is one, or one a line."""
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a byte order mark in front
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--candidates {path} is no text in UTF-8") from error
     if text.lstrip().startswith("["):
         try:
             found = json.loads(text)

@@ -102,11 +102,18 @@ def dialogue_text(utterances: Sequence[str]) -> str:
 
 
 def strings_of(texts: Sequence[str]) -> list[str]:
-    """The texts in a list. TypeError unless they are a sequence of strings, ValueError where there are none."""
+    """The texts in a list. TypeError unless they are a sequence of strings, ValueError where there are none, or no Unicode."""
     if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"texts is {texts!r:.80}; expected a list of strings")
     if not texts:
         raise ValueError("texts is empty; expected at least one string")
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # such as bytes of Latin-1 on the command line; tokenizers refuse it
+            raise ValueError(
+                f"texts has {text!r:.80}; expected text without halves of characters (lone surrogates)"
+            ) from error
     return list(texts)
 
 

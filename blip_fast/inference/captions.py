@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from blip_fast.data.tokens import PROMPT
+from blip_fast.data.tokens import PROMPT, strings_of
 from blip_fast.generation import Generated
 from blip_fast.generation.decode import check_num_beams
 from blip_fast.inference.memory import in_parts
@@ -50,7 +50,7 @@ class Captioning:
     def __init__(self, model: BlipCaptioner, settings: CaptionSettings) -> None:
         self.model, self.settings = model, settings
         self.prompt = default_prompt(model) if settings.prompt is None else settings.prompt
-        start = len(model.tokenizer(self.prompt).input_ids) - 1
+        start = len(model.tokenizer(strings_of([self.prompt])).input_ids[0]) - 1
         longest = model.config.max_position_embeddings
         self.max_length = min(start + _NEW_TOKENS, longest) if settings.max_length is None else settings.max_length
         self.min_length = min(start + 1, self.max_length) if settings.min_length is None else settings.min_length

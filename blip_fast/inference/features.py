@@ -133,8 +133,8 @@ def read_pairs(files: Iterable[Path]) -> list[tuple[str, str]]:
     """
     pairs = []
     for file in files:
-        text = file.read_text(encoding="utf-8")
         try:
+            text = file.read_text(encoding="utf-8")
             records = (
                 json.loads(text) if text.lstrip().startswith("[") else [json.loads(t) for t in text.split("\n") if t]
             )

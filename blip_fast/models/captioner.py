@@ -73,7 +73,7 @@ class BlipCaptioner(ReferenceCaptioner):
         Returns:
             B * ``num_return_sequences`` captions, those of an image one behind the other.
         """
-        prompts = [prompt] * len(images) if isinstance(prompt, str) else strings_of(prompt)
+        prompts = strings_of([prompt]) * len(images) if isinstance(prompt, str) else strings_of(prompt)
         if len(prompts) != len(images):
             raise ValueError(
                 f"prompt has {len(prompts)} texts for {len(images)} images; expected one, or one per image"

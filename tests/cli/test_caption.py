@@ -179,6 +179,12 @@ def test_problems_do_not_take_the_place_of_captions(tmp_path: Path, checkpoint: 
     assert list(captions(output)) == ["b.png"]
 
 
+def test_a_prompt_that_is_no_unicode_is_refused(tmp_path: Path, checkpoint: str) -> None:
+    result = run(picture(tmp_path / "a.png"), "--checkpoint", checkpoint, "--prompt", "caf\udce9")
+    assert result.exit_code == 1
+    assert "Error: texts has 'caf" in result.output
+
+
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_precisions(tmp_path: Path, checkpoint: str, precision: str) -> None:
     result = run(picture(tmp_path / "a.png"), "--checkpoint", checkpoint, "--precision", precision, "--quiet")

@@ -147,6 +147,8 @@ def test_refusals_are_one_sentence(tmp_path: Path, checkpoint: str) -> None:
             (tmp_path / "bad.jsonl", "--kind", "multimodal", "--checkpoint", checkpoint),
             "neither JSON lines nor a JSON list",
         ),
+        ((image, "--kind", "multimodal", "--checkpoint", checkpoint), "a.png holds neither JSON lines nor"),
+        (("caf\udce9", "--kind", "text", "--checkpoint", checkpoint), r"texts has 'caf.udce9'; expected text without"),
         ((tmp_path, "--kind", "multimodal", "--checkpoint", checkpoint), "Is a directory"),
         ((tmp_path / "broken.png", "--checkpoint", checkpoint), "none of the inputs could be read"),
         (

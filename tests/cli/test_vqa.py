@@ -50,11 +50,19 @@ def test_choice_among_candidates(tmp_path: Path, checkpoint: str, form: str) -> 
     assert records(run(*arguments, "--candidates", tmp_path / "answers")) == [record]
 
 
+def test_candidates_of_an_editor_on_windows(tmp_path: Path, checkpoint: str) -> None:
+    (tmp_path / "answers").write_bytes(b"\xef\xbb\xbfyes\r\n")
+    arguments = (picture(tmp_path / "a.png"), "Is it red?", "--checkpoint", checkpoint)
+    (record,) = records(run(*arguments, "--candidates", tmp_path / "answers"))
+    assert record["answer"] == "yes"
+
+
 def test_refusals_are_one_sentence(tmp_path: Path, checkpoint: str) -> None:
     image, other = picture(tmp_path / "a.png"), tmp_path / "other"
     build("BlipPretrain").save_pretrained(other)
     (tmp_path / "list.json").write_text('["yes", 3]')
     (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     (tmp_path / "broken.png").write_bytes(b"")
     pictures(tmp_path / "many", 2)
     for arguments, message in (
@@ -64,6 +72,11 @@ def test_refusals_are_one_sentence(tmp_path: Path, checkpoint: str) -> None:
         ),
         ((image, "q", "--checkpoint", checkpoint, "--candidates", tmp_path / "list.json"), "holds no list of answers"),
         ((image, "q", "--checkpoint", checkpoint, "--candidates", tmp_path / "empty.txt"), "holds no list of answers"),
+        (
+            (image, "q", "--checkpoint", checkpoint, "--candidates", tmp_path / "latin.txt"),
+            "latin.txt is no text in UTF-8",
+        ),
+        ((image, "caf\udce9", "--checkpoint", checkpoint), r"texts has 'caf\udce9'; expected text without halves"),
         ((tmp_path / "none.png", "q", "--checkpoint", checkpoint), "there is no"),
         ((tmp_path / "broken.png", "q", "--checkpoint", checkpoint), "broken.png: is empty"),
         ((tmp_path / "many", "q", "--checkpoint", checkpoint), "names several images; expected one"),

@@ -121,6 +121,8 @@ def test_refused():
         model.itm(IMAGES, "a cat")
     with pytest.raises(TypeError, match="expected a list of strings"):
         build("BlipCaptioner")(IMAGES, "a cat")
+    with pytest.raises(ValueError, match=r"texts has 'half \\ud83d'; expected text without halves"):
+        build("BlipCaptioner").generate(IMAGES, "half \ud83d")
     with pytest.raises(ValueError, match="texts is empty; expected at least one string"):
         tokenize([], "itm")
     small = build("BlipITM")
