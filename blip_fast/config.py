@@ -82,9 +82,12 @@ class BlipConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, whole = getattr(self, field.name), field.type == "int"
-            fits = isinstance(value, numbers.Integral) and int(value) > 0 if whole else isinstance(value, numbers.Real)
+            kind = numbers.Integral if whole else numbers.Real
+            fits = isinstance(value, kind) and (int(value) > 0 if whole else 0 <= float(value) < math.inf)
             if not fits or isinstance(value, bool):
-                raise ValueError(f"{field.name}={value!r}; expected a {'positive whole ' if whole else ''}number")
+                raise ValueError(
+                    f"{field.name}={value!r}; expected a {'positive whole number' if whole else 'number >= 0'}"
+                )
         for width, heads in (("text_width", "text_heads"), ("vit_width", "vit_heads")):
             if getattr(self, width) % getattr(self, heads):
                 raise ValueError(

@@ -95,6 +95,8 @@ def test_every_width_of_an_mlp_comes_back(inner: int) -> None:
         ({"queue_size": 1.5}, "queue_size=1.5; expected a positive whole number"),
         ({"momentum": None}, "momentum=None; expected a number"),
         ({"text_layers": True}, "text_layers=True; expected a positive whole number"),
+        ({"vit_mlp_ratio": -1}, "vit_mlp_ratio=-1; expected a number >= 0"),
+        ({"momentum": float("nan")}, "momentum=nan; expected a number >= 0"),
     ],
 )
 def test_fields_are_numbers(values: dict[str, Any], message: str) -> None:
