@@ -58,10 +58,13 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Numbers like 1e-5, text to PyYAML, become numbers when they are checked."""
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise SettingsError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    if not isinstance(values, dict):
         raise SettingsError(f"{file} holds a {type(values).__name__}; expected a mapping of keys to values")
+    for key in values:
+        if not isinstance(key, str):
+            raise SettingsError(f"{file} has the key {key!r}; expected a name")
     return values
 
 

@@ -159,7 +159,8 @@ def test_settings_are_written_as_they_are_read(tmp_path: Path) -> None:
         ("a: [", "is no YAML"),
         ("", "holds a NoneType"),
         ("!!python/object/apply:os.system ['true']", "is no YAML"),
-        ("1: 2", "holds a dict"),
+        ("1: 2", "has the key 1; expected a name"),
+        ("[" * 5000, "is no YAML"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
