@@ -30,7 +30,10 @@ def tokenizer_for(config: BlipConfig, folder: Path | None) -> PreTrainedTokenize
                          f"models with {BlipConfig.vocab_size} entries, or set model.tokenizer")  # fmt: skip
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever transformers stumbles over in a damaged file
+        raise ValueError(f"the tokenizer in {folder} is damaged or incomplete: {type(error).__name__}") from error
     if len(tokenizer) != config.vocab_size:
         raise ValueError(
             f"the tokenizer in {folder} has {len(tokenizer)} entries; expected vocab_size={config.vocab_size}"

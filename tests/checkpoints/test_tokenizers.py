@@ -56,6 +56,17 @@ def test_another_models_tokenizer_is_refused(tmp_path: Path) -> None:
         _ = models.BlipITM.from_pretrained(tmp_path).tokenizer
 
 
+@pytest.mark.parametrize("content", ["{}", "[1", None])
+def test_a_damaged_tokenizer_is_named(tmp_path: Path, content: str | None) -> None:
+    models.BlipITM(small_config()).save_pretrained(tmp_path, tokenizer=small_tokenizer())
+    if content is None:
+        (tmp_path / "tokenizer.json").unlink()
+    else:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"the tokenizer in {tmp_path} is damaged or incomplete"):
+        _ = models.BlipITM.from_pretrained(tmp_path).tokenizer
+
+
 def test_the_head_that_was_trained_is_known(tmp_path: Path) -> None:
     models.BlipPretrain(small_config()).save_pretrained(tmp_path)
     assert models.BlipCaptioner.from_pretrained(tmp_path).trained_head == "pretrain"
