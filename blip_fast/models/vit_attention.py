@@ -59,8 +59,9 @@ def attend(module: SelfAttention, query: Tensor, key: Tensor, value: Tensor) -> 
 def _without_gradient(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """By `cross_attention` of images to themselves: on a CPU its kernel is faster (benchmarks/ops/cross_attention.py)."""
     images, rows = query.shape[:2]
-    bounds = torch.arange(0, images * rows + 1, rows, dtype=torch.int32)
-    return cross_attention(query.flatten(0, 1), key, value, bounds, torch.arange(images)).view_as(query)
+    bounds = torch.arange(0, images * rows + 1, rows, dtype=torch.int32, device=query.device)
+    own = torch.arange(images, device=query.device)
+    return cross_attention(query.flatten(0, 1), key, value, bounds, own).view_as(query)
 
 
 def _xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

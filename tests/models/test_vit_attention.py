@@ -35,6 +35,16 @@ def xformers_calls(monkeypatch):
     return calls
 
 
+@torch.no_grad()
+def test_the_default_device_is_not_asked():
+    torch.manual_seed(0)
+    encoder = VisionTransformer(BlipConfig.tiny()).eval()
+    image = torch.randn(2, 3, 64, 64)
+    with torch.device("meta"):
+        states = image_states(encoder, image)
+    assert torch.equal(states, image_states(encoder, image))
+
+
 def test_xformers_gets_its_layout(xformers_calls):
     torch.manual_seed(0)
     encoder = VisionTransformer(BlipConfig.tiny()).eval()
