@@ -72,6 +72,8 @@ def find_device(name: str, rank: Rank) -> torch.device:
         if device.type == "cuda":
             torch.cuda.set_device(device)  # Triton launches on the current device, graphs are captured there
         torch.empty(1, device=device)
+        if device.type == "meta":
+            raise RuntimeError("its tensors have no values")
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={name!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return device

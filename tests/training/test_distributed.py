@@ -68,8 +68,9 @@ def test_ranks_without_an_address_are_told_what_is_missing(monkeypatch: pytest.M
 def test_devices() -> None:
     assert find_device("cpu", Rank()) == torch.device("cpu")
     assert find_device("auto", Rank()).type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(ValueError, match="device='nonsense' cannot be used here"):
-        find_device("nonsense", Rank())
+    for name in ("nonsense", "meta"):
+        with pytest.raises(ValueError, match=f"device='{name}' cannot be used here"):
+            find_device(name, Rank())
 
 
 def test_a_gpu_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
