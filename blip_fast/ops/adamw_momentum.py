@@ -72,9 +72,8 @@ def check_numbers(
     """ValueError where a number is out of its range; a learning rate on a device is not read."""
     if not isinstance(lr, Tensor) and not lr >= 0.0:
         raise ValueError(f"lr is {lr}; expected a number >= 0")
-    for beta in betas:
-        if not 0.0 <= beta < 1.0:
-            raise ValueError(f"betas is {betas}; expected two numbers in [0, 1)")
+    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+        raise ValueError(f"betas is {betas}; expected two numbers in [0, 1)")
     if not eps >= 0.0:
         raise ValueError(f"eps is {eps}; expected a number >= 0")
     if not weight_decay >= 0.0:

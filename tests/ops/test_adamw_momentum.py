@@ -293,6 +293,7 @@ GOOD = {"params": [ONE], "grads": [ONE], "exp_avgs": [ONE], "exp_avg_sqs": [ONE]
         ({"steps": [STEP.long()]}, r"steps\[0\] is torch.int64; expected torch.float32"),
         ({"params_m": [ONE.to("meta")]}, "the tensors are on cpu, meta; expected one device"),
         ({"params_m": [torch.ones(3, 2).T]}, r"params_m\[0\] is not contiguous"),
+        ({"betas": (0.9,)}, r"betas is \(0.9,\); expected two numbers in \[0, 1\)"),
         ({"betas": (0.9, 1.0)}, r"betas is \(0.9, 1.0\); expected two numbers in \[0, 1\)"),
         ({"params": [torch.ones(3, 2).T]}, r"params\[0\] is strided torch.float32; expected contiguous"),
         ({"lr": -0.1}, "lr is -0.1; expected a number >= 0"),
