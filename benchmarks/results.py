@@ -160,7 +160,7 @@ def read(path: Path) -> Document:
     """Read a results file. Raises ValueError where it is not of this schema."""
     try:
         values = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no text
         raise ValueError(f"{path.name} is not JSON: {error}") from error
     schema = values.get("schema") if isinstance(values, dict) else None
     if schema != SCHEMA:

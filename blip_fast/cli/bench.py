@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from blip_fast.cli.options import checked_device
+from blip_fast.cli.options import NumberRange, checked_device
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
@@ -48,7 +48,9 @@ def list_benchmarks(root: Path | None) -> None:
 @click.option("--json", "json_file", type=NEW_FILE, help="Write the results here.")
 @click.option("--update", is_flag=True, help="Keep what the file of --json says of other benchmarks.")
 @click.option("--published", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Checkout of BLIP.")
-@click.option("--time-limit", type=float, help="Seconds for the whole run; what is left over is not measured.")
+@click.option(
+    "--time-limit", type=NumberRange(min=0), help="Seconds for the whole run; what is left over is not measured."
+)
 @click.option("--tests-passed/--tests-failed", default=None, help="Record how the tests ended that ran just before.")
 @ROOT
 def run(
@@ -76,6 +78,8 @@ def run(
     from blip_fast.benchmarks.table import new_console
     from blip_fast.benchmarks.worker import DTYPES, split_peers
 
+    if update and json_file is None:
+        raise click.UsageError("--update needs --json: it keeps what that file holds")
     found, broken, lacking = discover(*([root] if root else []))
     checkout = None if published is None else published.resolve()
     limited = time_limit is not None
@@ -94,15 +98,15 @@ def run(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(str(error)) from error
     sys.exit(1 if document.failed else 0)
 
 
 @command.command()
 @click.argument("before", type=FILE)
 @click.argument("after", type=FILE)
-@click.option(
-    "--threshold", type=click.FloatRange(min=0), default=0.1, show_default=True, help="Share that is too much."
-)
+@click.option("--threshold", type=NumberRange(min=0), default=0.1, show_default=True, help="Share that is too much.")
 def compare(before: Path, after: Path, threshold: float) -> None:
     """Compare the results AFTER with those BEFORE.
 
@@ -145,7 +149,11 @@ def report(results: Sequence[Path], kernels: Path | None, output: Path, plots: P
         tables = None if kernels is None else read_kernels(kernels)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    write_report([_read(path) for path in results], tables, output, plots)
+    documents = [_read(path) for path in results]
+    try:
+        write_report(documents, tables, output, plots)
+    except OSError as error:
+        raise click.ClickException(str(error)) from error
     click.echo(f"{output}: open it in a browser")
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
+
+from blip_fast.cli.options import NumberRange
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,17 +31,15 @@ REQUIRED = ("images", "captioner", "filter", "output")
 @click.option("--output", type=FOLDER, help="Folder for everything that is written. A run that was stopped goes on.")
 @click.option("--human", multiple=True, help="JSON list of clean pairs that go into the set as they are.")
 @click.option("--human-root", type=FOLDER, help="As --image-root, for --human.")
-@click.option("--threshold", type=click.FloatRange(0, 1), help="Keep texts that match with this probability or more "
+@click.option("--threshold", type=NumberRange(0, 1), help="Keep texts that match with this probability or more "
               "(0.5).")  # fmt: skip
-@click.option(
-    "--keep-fraction", type=click.FloatRange(0, 1, min_open=True), help="Keep this share of all texts instead."
-)
+@click.option("--keep-fraction", type=NumberRange(0, 1, min_open=True), help="Keep this share of all texts instead.")
 @click.option(
     "--num-captions", type=click.IntRange(1), default=1, show_default=True, help="Synthetic captions per picture."
 )
 @click.option(
     "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=NumberRange(0, 1, min_open=True),
     default=0.9,
     show_default=True,
     help="Nucleus of the sampling.",
@@ -60,7 +61,7 @@ REQUIRED = ("images", "captioner", "filter", "output")
 @click.option("--prompt", default="a picture of ", help="What captions start with in the captioner's training.  "
               "[default: 'a picture of ']")  # fmt: skip
 @click.option(
-    "--itc-threshold", type=click.FloatRange(-1, 1), help="Drop texts of a lower cosine without a look by the ITM head."
+    "--itc-threshold", type=NumberRange(-1, 1), help="Drop texts of a lower cosine without a look by the ITM head."
 )
 @click.option(
     "--form", type=click.Choice(["list", "shards"]), help="Form of the set.  [default: shards for shards, else list]"
@@ -177,7 +178,14 @@ def settings_of(options: dict[str, Any]) -> CapFiltSettings:
         score, select = ScoreSettings(**chosen(ScoreSettings)), SelectSettings(**chosen(SelectSettings))
         return CapFiltSettings(**chosen(CapFiltSettings), score=score, select=select)
     except ValidationError as error:
-        raise click.UsageError("; ".join(problem["msg"] for problem in error.errors())) from error
+        raise click.UsageError("; ".join(map(_reason, error.errors()))) from error
+
+
+def _reason(problem: Mapping[str, Any]) -> str:
+    if problem["type"] == "value_error":  # a sentence of our own
+        return str(problem["ctx"]["error"])
+    option = "-".join(map(str, problem["loc"])).replace("_", "-")
+    return f"--{option} {problem['input']}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
 
 
 def run(settings: CapFiltSettings, runner: Any, ray_workers: int, console: Console) -> None:

@@ -11,6 +11,7 @@ import click
 from blip_fast.cli.options import (
     EXIT_WITH_PROBLEMS,
     PRECISIONS,
+    NumberRange,
     input_options,
     load_chosen,
     model_options,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, help="Go on behind the captions that OUTPUT holds.")
 @click.option("--beams", type=click.IntRange(min=1), default=3, show_default=True, help="Beam width; 1 is greedy.")
 @click.option("--sample", is_flag=True, help="Draw from the nucleus instead of searching.")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.9, show_default=True)
+@click.option("--top-p", type=NumberRange(0, 1, min_open=True), default=0.9, show_default=True)
 @click.option("--prompt", help="What captions begin with; by default 'a picture of '.")
 @click.option("--max-length", type=int, help="Tokens at most, prompt included; by default 16 more than the prompt has.")
 @click.option("--min-length", type=int, help="Tokens at least, prompt included; by default 1 more than the prompt has.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,16 @@ _INPUT_OPTIONS = (
         "--workers", type=click.IntRange(min=0), help="Processes that decode images; by default by core count."
     ),
 )
+
+
+class NumberRange(click.FloatRange):
+    """A range that NaN is outside of, unlike click's: no comparison with it holds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is no number in the range {self._describe_range()}.", param, ctx)
+        return number
 
 
 def model_options(precisions: Sequence[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from blip_fast.cli.options import NumberRange
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     default=Path("train-demo"),
     help="New folder for results.",
 )
-@click.option("--share", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Share of the epochs to train.")
+@click.option("--share", type=NumberRange(0, 1, min_open=True), default=1.0, help="Share of the epochs to train.")
 @click.option("--seed", type=click.IntRange(min=0), default=42, help="Seed of all random numbers.")
 @click.option("--device", default="cpu", help="torch device, such as cpu or cuda.")
 def command(data: Path, debs: Path | None, output: Path, share: float, seed: int, device: str) -> None:

@@ -257,3 +257,22 @@ def test_a_folder_stands_for_its_benchmarks(root):
     assert {benchmark.name for benchmark in choose(found, ["sweeps"])} == {"two", "three"}
     assert len(choose(found, ["sweeps", "two", "one"])) == 3
     assert choose(found, []) == found
+
+
+def test_usage_that_would_be_noticed_too_late(root, tmp_path):
+    for arguments, message in (
+        (["run", "--update"], "--update needs --json"),
+        (["run", "--time-limit", "nan"], "nan is no number in the range x>=0"),
+    ):
+        result = CliRunner().invoke(main, ["bench", *arguments, "--root", str(root)])
+        assert result.exit_code == 2
+        assert message in result.output
+
+
+def test_results_that_cannot_be_written_end_with_one_sentence(root, tmp_path):
+    add(root, "ops/good", GOOD)
+    (tmp_path / "file").touch()
+    arguments = ["bench", "run", "--device", "cpu", "--root", str(root), "--json", str(tmp_path / "file" / "x.json")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-1].startswith("Error: ")

@@ -75,6 +75,9 @@ def test_other_files_are_refused(document, tmp_path):
     path.write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
         results.read(path)
+    path.write_bytes(b"\x89PNG")
+    with pytest.raises(ValueError, match=f"{path.name} is not JSON"):
+        results.read(path)
 
 
 def test_not_a_number_is_refused(document, tmp_path):
