@@ -24,7 +24,7 @@ from blip_fast.data.shard_samples import (
     caption_of,
     group_files,
 )
-from blip_fast.data.tar_index import tar_members
+from blip_fast.data.tar_index import plain_members, tar_members
 
 Parts = dict[str, bytes | None]  # None: too large to be read
 
@@ -135,18 +135,10 @@ def _plain_members(source: str) -> Iterator[tuple[str, bytes | None]]:
 def _compressed_members(source: str) -> Iterator[tuple[str, bytes | None]]:
     """As `tar_members` finds them, and from start to end only."""
     with tarfile.open(source, "r:gz") as archive:
-        while (member := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
-            if member.size < 0:
-                raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
-            if member.isreg() and not member.issparse():
-                file = archive.extractfile(member)
-                assert file is not None
-                yield member.name, file.read() if member.size <= MAX_BYTES else None
-        assert archive.fileobj is not None
-        archive.fileobj.seek(archive.offset)
-        if any(archive.fileobj.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
-            raise tarfile.ReadError(f"no header at byte {archive.offset}")
+        for member in plain_members(archive):
+            file = archive.extractfile(member)
+            assert file is not None
+            yield member.name, file.read() if member.size <= MAX_BYTES else None
 
 
 def _from_parts(number: int, key: str, parts: Parts, unit: Unit) -> WebSample:

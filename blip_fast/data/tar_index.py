@@ -91,17 +91,22 @@ def tar_members(shard: Path) -> Iterator[tarfile.TarInfo]:
     except (tarfile.ReadError, OverflowError, ValueError) as error:
         raise ValueError(f"{shard} is no uncompressed tar file: {error}") from error
     with archive:
-        while (member := _next_member(archive)) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
-            if not member.isreg() or member.issparse():
-                continue
+        for member in plain_members(archive):
             if member.offset_data + member.size > size:
                 raise tarfile.ReadError(f"{member.name} ends beyond the end of the file")
             yield member
-        assert archive.fileobj is not None
-        archive.fileobj.seek(archive.offset)
-        if any(archive.fileobj.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
-            raise tarfile.ReadError(f"no header at byte {archive.offset}")
+
+
+def plain_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The plain files of an open archive, none of which is kept. tarfile.ReadError where it turns out to be damaged."""
+    while (member := _next_member(archive)) is not None:
+        archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
+        if member.isreg() and not member.issparse():
+            yield member
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)
+    if any(archive.fileobj.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
+        raise tarfile.ReadError(f"no header at byte {archive.offset}")
 
 
 def _next_member(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
