@@ -83,7 +83,7 @@ class BlipConfig:
         for field in dataclasses.fields(self):
             value, whole = getattr(self, field.name), field.type == "int"
             kind = numbers.Integral if whole else numbers.Real
-            fits = isinstance(value, kind) and (int(value) > 0 if whole else 0 <= float(value) < math.inf)
+            fits = isinstance(value, kind) and (1 if whole else 0) <= float(value) < math.inf
             if not fits or isinstance(value, bool):
                 raise ValueError(
                     f"{field.name}={value!r}; expected a {'positive whole number' if whole else 'number >= 0'}"
