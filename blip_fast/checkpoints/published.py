@@ -36,10 +36,16 @@ def read_state(path: Path) -> tuple[State, dict[str, Any]]:
     """
     content = read_content(path)
     state = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not state or not all(map(_is_entry, state.items())):
         raise ValueError(f"{path} holds no model; expected a state_dict, or a dictionary with one under 'model'")
     settings = content.get("config") if state is not content else None
-    return dict(state), dict(settings) if isinstance(settings, Mapping) else {}
+    # What torch.compile and DistributedDataParallel put into names.
+    named = {name.replace("_orig_mod.", "").removeprefix("module."): tensor for name, tensor in state.items()}
+    return named, dict(settings) if isinstance(settings, Mapping) else {}
+
+
+def _is_entry(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def read_content(path: Path) -> Any:

@@ -42,7 +42,7 @@ def command(checkpoints: tuple[str, ...], device: str | None, precision: Precisi
         listening = socket.create_server((host, port))
     except OSError as error:
         raise click.ClickException(
-            f"cannot listen at {host}:{port}: {error.strerror}; expected another --port"
+            f"cannot listen at {host}:{port}: {error.strerror}; expected an address of this machine and a free --port"
         ) from error
     with listening:
         models = PageModels.open(checkpoints, checked_device(device), precision)

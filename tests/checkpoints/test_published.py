@@ -53,6 +53,16 @@ def test_bare_state_dict_and_training_checkpoint(head: str, tmp_path: Path) -> N
         assert again.config == expected
 
 
+@pytest.mark.parametrize("wrap", ["module.{}", "_orig_mod.{}", "module._orig_mod.{}", "{vit}"])
+def test_names_of_wrapped_models_are_the_models(wrap: str, tmp_path: Path) -> None:
+    model = build("itm")
+    state = {wrap.format(name, vit=name.replace("encoder.", "encoder._orig_mod.", 1)): tensor
+             for name, tensor in model.state_dict().items()}  # fmt: skip
+    torch.save({"model": state, "config": model.config.to_dict()}, tmp_path / "wrapped.pth")
+    read, _ = read_state(tmp_path / "wrapped.pth")
+    assert read.keys() == model.state_dict().keys()
+
+
 def test_files_of_old_torch_and_safetensors(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
