@@ -102,6 +102,8 @@ class AdamWMomentum(torch.optim.Optimizer):
     def _step_group(self, group: dict[str, Any], grad_factor: Tensor | None, left: dict[Tensor, Tensor]) -> None:
         """Step of one group; takes the copies that moved with it out of ``left``."""
         params = [param for param in group["params"] if param.grad is not None]
+        if any(param.grad.is_sparse for param in params):
+            raise RuntimeError("AdamWMomentum does not take sparse gradients; expected embeddings with sparse=False")
         states = [self._state_of(param) for param in params]
         copies = [left.pop(param, None) for param in params]
         adamw_momentum_step_(

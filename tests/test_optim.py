@@ -381,6 +381,15 @@ def test_a_refused_group_is_not_there():
     assert len(optimizer.param_groups) == 1
 
 
+def test_refuses_sparse_gradients():
+    embedding = nn.Embedding(5, 2, sparse=True)
+    optimizer = AdamWMomentum(embedding.parameters())
+    embedding(torch.tensor([1, 3])).sum().backward()
+    with pytest.raises(RuntimeError, match="AdamWMomentum does not take sparse gradients"):
+        optimizer.step()
+    assert not optimizer.state
+
+
 def test_float64_is_float64():
     first, second = (nn.Parameter(torch.linspace(-1, 1, 7, dtype=torch.float64)) for _ in "ab")
     ours, plain = AdamWMomentum([first], lr=0.01), torch.optim.AdamW([second], lr=0.01)
