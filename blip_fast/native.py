@@ -29,19 +29,24 @@ def load_error() -> str | None:
 @torch.compiler.assume_constant_result
 def outruns_mkl() -> bool:
     """Whether our fp32 matrix product is about twice as fast as torch's (MKL): on AMD's CPUs from Zen 5 on."""
-    return load_error() is None and torch.ops.blip_fast_native.outruns_mkl()
+    return _says("outruns_mkl")
 
 
 @torch.compiler.assume_constant_result
 def mkl_at_full_rate() -> bool:
     """Whether torch's fp32 product (MKL) uses all of this CPU's AVX-512: on Intel's."""
-    return load_error() is None and torch.ops.blip_fast_native.mkl_at_full_rate()
+    return _says("mkl_at_full_rate")
 
 
 @torch.compiler.assume_constant_result
 def multiplies_by_thirds() -> bool:
     """Whether our fp32 product of large matrices is made of bfloat16's, faster than any in fp32: on CPUs with AMX."""
-    return load_error() is None and torch.ops.blip_fast_native.multiplies_by_thirds()
+    return _says("multiplies_by_thirds")
+
+
+@functools.cache  # asked at every product
+def _says(fact: str) -> bool:
+    return load_error() is None and getattr(torch.ops.blip_fast_native, fact)()
 
 
 @functools.cache

@@ -225,7 +225,7 @@ def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Any, ...]:
         ctx.tile,
     )
     grads = (grad_key_value, None) if value is None else grad_key_value.unbind(2)
-    return (grad_query, *grads, [None] * len(groups), None, None, None, None, None, None)
+    return (grad_query, *grads, *(None,) * 7)
 
 
 def _flops(query: Any, key: Any, *args: Any, **kwargs: Any) -> int:
