@@ -85,29 +85,27 @@ class Operation:
         Not by that function, whose wrapper of a call costs the host 20 to 40 us: it asks for the schema's arguments one by one.
         """
 
-        class Recorded(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, *args: Any) -> Any:
-                output = below_autograd(*args)
-                setup_context(ctx, args, output)
-                return output
+        def forward(ctx: Any, *args: Any) -> Any:
+            output = below_autograd(*args)
+            setup_context(ctx, args, output)
+            return output
 
-            @staticmethod
-            def backward(ctx: Any, *gradients: Any) -> Any:
-                if not differentiable and torch.is_grad_enabled():
-                    expected = "expected backward without create_graph=True"
-                    raise RuntimeError(f"{self.name} has no second derivative; {expected}")
-                return backward(ctx, *gradients)
+        def once(ctx: Any, *gradients: Any) -> Any:
+            if torch.is_grad_enabled():
+                raise RuntimeError(f"{self.name} has no second derivative; expected backward without create_graph=True")
+            return backward(ctx, *gradients)
 
         def below_autograd(*args: Any) -> Any:
             with torch._C._AutoDispatchBelowAutograd():
                 return self.call(*args)
 
-        def run(*args: Any) -> Any:
-            recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors(args))
-            return Recorded.apply(*args) if recorded else below_autograd(*args)
+        formulas = {"forward": staticmethod(forward), "backward": staticmethod(backward if differentiable else once)}
+        recorded: Any = type(f"blip_fast_{self.name}", (torch.autograd.Function,), formulas)  # the name of grad_fn
 
-        Recorded.__name__ = Recorded.__qualname__ = f"{self.name}_autograd"  # what grad_fn shows
+        def run(*args: Any) -> Any:
+            needed = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors(args))
+            return recorded.apply(*args) if needed else below_autograd(*args)
+
         LIBRARY.impl(self.name, run, "Autograd")
 
     def add_autocast(self) -> None:
