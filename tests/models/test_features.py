@@ -45,3 +45,12 @@ def test_without_projections(module):
     ):
         with pytest.raises(ValueError, match="projected=True for a model without projections; expected"):
             call()
+
+
+def test_one_image_is_that_of_all_texts():
+    itm = pair(models.BlipITM, models.BlipITM)[0].eval()
+    once, often = itm.itm(IMAGES[:1], *TEXTS), itm.itm(IMAGES[:1].expand(3, -1, -1, -1), *TEXTS)
+    torch.testing.assert_close(once, often)
+    assert not torch.allclose(once, itm.itm(IMAGES, *TEXTS))
+    with pytest.raises(ValueError, match="image has 2 images for 3 texts; expected one, as many, or image_of_text"):
+        itm.itm(IMAGES[:2], *TEXTS)

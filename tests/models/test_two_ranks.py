@@ -17,6 +17,7 @@ from blip_fast import models, reference
 from tests import golden
 
 RANKS = 2
+BATCH = 4
 # How to build the model, the case with inputs and results, prefix of the results, and of the state after the step.
 # Which negatives are chosen makes no difference to the queues: the file has them once for both retrieval runs.
 RUNS: dict[str, tuple[Any, str, str, str]] = {}
@@ -69,11 +70,21 @@ def one_step(run: str, rank: int) -> dict[str, Any]:
     }
 
 
+def mined(run: str, rank: int) -> Tensor:
+    """Images that a rank draws, 200 times over, for its texts (B), all of different ids: (200, B)."""
+    model = RUNS[run][0]()
+    torch.manual_seed(rank)
+    features = torch.nn.functional.normalize(torch.randn(2, BATCH, model.config.embed_dim), dim=-1)
+    ids = torch.arange(BATCH) + rank * BATCH
+    return torch.stack([model.mine_negatives(*features, ids).image_for_text for _ in range(200)])
+
+
 def worker(rank: int, folder: str) -> None:
     """One process: all runs, results to a file."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
-    torch.save({run: one_step(run, rank) for run in RUNS}, f"{folder}/rank{rank}.pt")
+    drawn = {run: mined(run, rank) for run in ("fused-local", "fused-allrank")}
+    torch.save({run: one_step(run, rank) for run in RUNS} | {"mined": drawn}, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -102,3 +113,12 @@ def test_two_ranks(run: str, results: list[dict[str, Any]]) -> None:
         if run.endswith("pretrain"):
             norms = torch.stack([gradients[name].norm() for name in sidecar["avg_grad_norms_names"]])
             torch.testing.assert_close(norms, tensors["avg_grad_norms"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("run", "candidates"), [("fused-local", BATCH), ("fused-allrank", RANKS * BATCH)])
+def test_negatives_are_mined_among_the_candidates(run: str, candidates: int, results: list[dict[str, Any]]) -> None:
+    for rank, result in enumerate(results):
+        drawn = result["mined"][run]
+        own = torch.arange(BATCH) + (rank * BATCH if run == "fused-allrank" else 0)
+        assert set(drawn.flatten().tolist()) == set(range(candidates))
+        assert not (drawn == own).any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -80,6 +81,32 @@ def test_operations_give_the_same(name: str) -> None:
     taken = arguments(name)
     torch.testing.assert_close([*tensors(getattr(reference, name)(**taken)), *tensors(taken)], expected, equal_nan=True)
     assert expected
+
+
+@pytest.mark.parametrize("name", [name for name in models.__all__ if name.startswith("Blip") and name != "BlipConfig"])
+def test_methods_have_the_same_defaults(name: str) -> None:
+    fused, plain = getattr(models, name), getattr(reference, name)
+    for method, function in inspect.getmembers(plain, inspect.isfunction):
+        given = inspect.signature(getattr(fused, method)).parameters
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.default is not parameter.empty and parameter.name in given:
+                assert given[parameter.name].default == parameter.default, (method, parameter.name)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (models.BlipCaptioner.generate, {"num_beams": 3, "max_length": 20, "min_length": 5}),
+        (models.BlipCaptioner.generate_ids, {"num_beams": 3, "max_length": 20, "min_length": 5}),
+        (models.BlipVQA.answer, {"num_beams": 3, "max_length": 10, "min_length": 1}),
+        (models.BlipVQA.generate_ids, {"num_beams": 3, "max_length": 10, "min_length": 1}),
+        (models.BlipVQA.rank, {"k": 128}),
+        (models.BlipVQA.rank_ids, {"k": 128}),
+    ],
+)
+def test_defaults_of_generation_are_the_published_ones(method: Callable[..., object], expected: dict[str, int]) -> None:
+    parameters = inspect.signature(method).parameters
+    assert {name: parameters[name].default for name in expected} == expected
 
 
 def test_models() -> None:
