@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from blip_fast import native
@@ -95,16 +96,22 @@ class Operation:
                 raise RuntimeError(f"{self.name} has no second derivative; expected backward without create_graph=True")
             return backward(ctx, *gradients)
 
+        def forward_mode(ctx: Any, *tangents: Any) -> Any:
+            raise RuntimeError(f"{self.name} has no forward-mode derivative; expected reverse mode (backward)")
+
         def below_autograd(*args: Any) -> Any:
             with torch._C._AutoDispatchBelowAutograd():
                 return self.call(*args)
 
-        formulas = {"forward": staticmethod(forward), "backward": staticmethod(backward if differentiable else once)}
-        recorded: Any = type(f"blip_fast_{self.name}", (torch.autograd.Function,), formulas)  # the name of grad_fn
+        formulas = {"forward": forward, "backward": backward if differentiable else once, "jvp": forward_mode}
+        members = {name: staticmethod(formula) for name, formula in formulas.items()}
+        recorded: Any = type(f"blip_fast_{self.name}", (torch.autograd.Function,), members)  # the name of grad_fn
 
         def run(*args: Any) -> Any:
             needed = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors(args))
-            return recorded.apply(*args) if needed else below_autograd(*args)
+            if needed or forward_ad._current_level >= 0:  # in forward mode, so that no tangent is lost in silence
+                return recorded.apply(*args)
+            return below_autograd(*args)
 
         LIBRARY.impl(self.name, run, "Autograd")
 

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import blip_fast
 import blip_fast.ops
@@ -119,6 +120,17 @@ def test_autograd_sees_what_is_written(name):
         blip_fast.ops.enqueue_(queue, torch.ones(1, 2), pointer)
         blip_fast.ops.momentum_update_([copy], [torch.ones(3)], 0.5)
     assert all(tensor._version for tensor in (queue, pointer, copy))
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_forward_mode_is_refused_and_not_taken_for_no_derivative(recorded):
+    hidden, labels = torch.ones(2, 3, requires_grad=recorded), torch.tensor([0, 1])
+    with forward_ad.dual_level():
+        plain = blip_fast.ops.linear_cross_entropy(hidden, torch.ones(4, 3), None, labels)
+        assert forward_ad.unpack_dual(plain).tangent is None
+        dual = forward_ad.make_dual(hidden, torch.ones(2, 3))
+        with pytest.raises(RuntimeError, match="linear_cross_entropy has no forward-mode derivative; expected reverse"):
+            blip_fast.ops.linear_cross_entropy(dual, torch.ones(4, 3), None, labels)
 
 
 def test_triton_launches_where_the_tensors_are(monkeypatch):
