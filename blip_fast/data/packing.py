@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PAD = 0
+from blip_fast.config import BlipConfig
+
 IGNORED = -100
 
 
@@ -39,6 +40,11 @@ class PackedTexts:
     words: Tensor | None = None
 
     def __len__(self) -> int:
+        return self.count
+
+    @property
+    def count(self) -> int:
+        """S, which `torch.export` may leave open; `len` makes a number of it."""
         return self.cu_seqlens.shape[0] - 1
 
     @property
@@ -76,11 +82,13 @@ class PackedTexts:
     def next_tokens(self, prompt_length: int = 0) -> Tensor:
         """(T,) label of each row: the token after it; -100 in fill, at the end of a text, and for prompt and [PAD]."""
         following_rows = torch.arange(1, self.input_ids.shape[0] + 1, device=self.input_ids.device, dtype=torch.int32)
-        text = torch.searchsorted(self.cu_seqlens[1:], following_rows).clamp(max=len(self) - 1)
+        text = torch.searchsorted(self.cu_seqlens[1:], following_rows).clamp(max=self.count - 1)
         ends = self.cu_seqlens[1:].index_select(0, text) <= following_rows
         following = self.input_ids.roll(-1)
         # as published, [PAD] is no target even where the mask counts it as a token
-        return following.masked_fill(ends | (following == PAD) | (self.positions + 1 < prompt_length), IGNORED)
+        return following.masked_fill(
+            ends | (following == BlipConfig.pad_token_id) | (self.positions + 1 < prompt_length), IGNORED
+        )
 
     def padded_rows(self) -> Tensor:
         """(S, max_length) row of each token; some row of the batch behind the end of a text."""

@@ -44,7 +44,7 @@ class BlipCaptioner(ReferenceCaptioner):
         texts = texts.with_first_token(self.config.dec_token_id)
         states = image_states(self.visual_encoder, image)
         dropout = AttentionDropout.of(self, states.device)
-        own = own_images(texts, len(image), states.device)
+        own = own_images(texts, image.shape[0], states.device)
         stream = decoder_stream(self.text_decoder, texts, own)
         layers = self.text_decoder.bert.encoder.layer
         (decoded,) = run_layers(layers, [stream], dropout, LookAt(states))

@@ -32,8 +32,8 @@ class BlipITM(ReferenceITM):
         """
         texts = pack_texts(input_ids, attention_mask, "itm", self, image.device)
         if image_of_text is None:
-            image_of_text = self._default_images(len(image), len(texts), image.device)
-        check_indices("image_of_text", image_of_text, len(image))
+            image_of_text = self._default_images(image.shape[0], texts.count, image.device)
+        check_indices("image_of_text", image_of_text, image.shape[0])
         states = image_states(self.visual_encoder, image)
         dropout = AttentionDropout.of(self, image.device)
         stream = encoder_stream(self.text_encoder, texts, image_of_text)

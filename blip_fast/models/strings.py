@@ -26,8 +26,8 @@ def pack_texts(
 
 def own_images(texts: PackedTexts, images: int, device: torch.device) -> Tensor:
     """(S,) the image of each text where text b belongs to image b. ValueError where there are not as many of both."""
-    if len(texts) != images:
-        raise ValueError(f"image has {images} images for {len(texts)} texts; expected as many")
+    if texts.count != images:
+        raise ValueError(f"image has {images} images for {texts.count} texts; expected as many")
     return torch.arange(images, device=device)
 
 

@@ -262,13 +262,13 @@ def join(streams: list[Stream], images: int, last: bool) -> Layout:
         if image_of_text is None:
             raise ValueError("a stream has no image_of_text; expected the image that each of its texts looks at")
         only_first = last and stream.first_only
-        bounds = torch.arange(len(texts) + 1, device=texts.cu_seqlens.device) if only_first else texts.cu_seqlens
+        bounds = torch.arange(texts.count + 1, device=texts.cu_seqlens.device) if only_first else texts.cu_seqlens
         has_fill = not (only_first or texts.exact)
         bounds_of.append((bounds if has_fill or stream is streams[-1] else bounds[:-1]).to(torch.int32) + start)
         images_of.append(image_of_text)
         if has_fill and stream is not streams[-1]:
             images_of.append(torch.full_like(image_of_text[:1], NO_IMAGE))
-        start += len(texts) if only_first else texts.input_ids.shape[0]
+        start += texts.count if only_first else texts.input_ids.shape[0]
     cu_seqlens, image_of_text = torch.cat(bounds_of), torch.cat(images_of)
     return Layout(cu_seqlens, image_of_text, group_rows(cu_seqlens, image_of_text, start, images))
 

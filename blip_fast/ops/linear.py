@@ -73,7 +73,9 @@ def _torch_is_faster(input: Tensor, weight: Tensor, recorded: bool) -> bool:
         return recorded and forced not in _operation.backends  # "triton" for all operations leaves training to torch
     if input.device.type != "cpu" or input.dtype != torch.float32:
         return recorded
-    rows = math.prod(input.shape[:-1])  # numel() would make a number of a symbolic size
+    rows = math.prod(input.shape[:-1])
+    if isinstance(rows, torch.SymInt):  # an exported program serves every number of rows
+        return recorded and not native.outruns_mkl()
     if native.multiplies_by_thirds() and rows * weight.numel() >= MANY_PRODUCTS:
         return False
     return not native.outruns_mkl() if recorded else rows >= MANY_ROWS and native.mkl_at_full_rate()

@@ -25,8 +25,8 @@ class RowGroups(NamedTuple):
 
 def tile_rows(tokens: int, images: int) -> int:
     """Rows per tile for GPU kernels: about as many as an image has, a power of two from 16 to 128."""
-    average = tokens / max(images, 1)
-    return next((size for size in (16, 32, 64) if average <= size), 64 if average <= 256 else 128)
+    images = max(images, 1)
+    return next((size for size in (16, 32, 64) if tokens <= size * images), 64 if tokens <= 256 * images else 128)
 
 
 def group_rows(
