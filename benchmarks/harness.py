@@ -94,8 +94,9 @@ def judge_aim(aim: Aim, case: Case, right: dict[str, Measurement], limits: Limit
     ours = [variant.name for variant in case.variants if variant.role == "ours" and variant.name in right]
     if not ours or (aim.over is not None and aim.over not in right):
         return AimResult(aim.at_least, aim.over, aim.of, "not measured")
-    of_limit = aim.over is None and aim.of == "speed"
-    fastest = min(ours, key=lambda name: float(np.median(right[name].of_machine if of_limit else right[name].times)))
+    fastest = min(
+        ours, key=lambda name: float(np.median(right[name].of_machine if aim.of_limit else right[name].times))
+    )
     reached = _reached(aim, case, right[fastest], right.get(aim.over or ""), limits)
     if reached is None:
         return AimResult(aim.at_least, aim.over, aim.of, "not measured")
@@ -116,9 +117,8 @@ def _reached(aim: Aim, case: Case, ours: Measurement, other: Measurement | None,
         return Interval(ratio, ratio, ratio)
     if other is not None:
         return ratio_interval(other.times, ours.times)
-    of_limit = aim.of == "speed"
-    median = median_interval(ours.of_machine if of_limit else ours.times)
-    done = limits.floor_s(case.flops, case.bytes) if case.items is None or of_limit else case.items[0]
+    median = median_interval(ours.of_machine if aim.of_limit else ours.times)
+    done = limits.floor_s(case.flops, case.bytes) if case.items is None or aim.of_limit else case.items[0]
     return Interval(done / median.value, done / median.high, done / median.low)
 
 

@@ -106,6 +106,11 @@ class Aim:
         if (self.of == "memory" and self.over is None) or (self.of == "items" and self.over is not None):
             raise ValueError(f"an aim of {self.of} has over={self.over!r}; expected {AIM_OVER[self.of]}")
 
+    @property
+    def of_limit(self) -> bool:
+        """Whether it is a share of the machine's limit."""
+        return self.over is None and self.of == "speed"
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:

@@ -262,7 +262,7 @@ def test_a_folder_stands_for_its_benchmarks(root):
 def test_usage_that_would_be_noticed_too_late(root, tmp_path):
     for arguments, message in (
         (["run", "--update"], "--update needs --json"),
-        (["run", "--time-limit", "nan"], "nan is no number in the range x>=0"),
+        (["run", "--time-limit", "nan"], "nan is no number"),
     ):
         result = CliRunner().invoke(main, ["bench", *arguments, "--root", str(root)])
         assert result.exit_code == 2

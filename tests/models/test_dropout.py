@@ -28,6 +28,14 @@ def test_each_kind_acts_in_training(name, kind):
     assert not torch.equal(first, other)
 
 
+@pytest.mark.parametrize("name", [name for name in HEADS if name not in DRAWS_NEGATIVES])
+def test_without_dropout_no_random_numbers_are_drawn(name):
+    loss_of(name, True, 1)
+    state = torch.get_rng_state()
+    torch.manual_seed(1)
+    assert torch.equal(state, torch.get_rng_state())
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_nothing_is_dropped_in_evaluation(name):
     dropped = loss_of(name, False, 1, **dict.fromkeys(KINDS, 0.5))

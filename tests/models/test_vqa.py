@@ -59,7 +59,7 @@ def test_ranking():
         assert one.score == pytest.approx(float(expected.mean()), rel=1e-3)
 
 
-def test_ranking_takes_pad_tokens_for_no_targets():
+def test_ranking_takes_pad_tokens_for_no_targets(plan):
     plain = reference.BlipVQA(vqa().config).eval()
     plain.load_state_dict(vqa().state_dict())
     candidates = torch.tensor([[101, 7, 0, 8, 102], [101, 7, 9, 102, 0]])
