@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -42,12 +41,12 @@ def command(
     from blip_fast.inference.inputs import Inputs
     from blip_fast.inference.matching import matches
     from blip_fast.inference.pictures import normalised, one_picture
-    from blip_fast.inference.records import json_line
+    from blip_fast.inference.records import RecordFile
     from blip_fast.models import BlipITM
 
     with one_sentence_errors():
-        wanted = Inputs([image], allow_remote=allow_remote)
+        wanted, records = Inputs([image], allow_remote=allow_remote), RecordFile(None)
         model = load_chosen(BlipITM, checkpoint, device, precision)
         pixels = normalised(one_picture(wanted, model.config.image_size), model.visual_encoder.cls_token)
         for record in matches(model, pixels, texts, first_token):
-            click.echo(json_line({"image": image} | record, sys.stdout.encoding), nl=False)
+            records.write([{"image": image} | record])

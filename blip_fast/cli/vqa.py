@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,16 +42,16 @@ def command(
     from blip_fast.inference.answers import answers
     from blip_fast.inference.inputs import Inputs
     from blip_fast.inference.pictures import normalised, one_picture
-    from blip_fast.inference.records import json_line
+    from blip_fast.inference.records import RecordFile
     from blip_fast.models import BlipVQA
 
     with one_sentence_errors():
-        wanted = Inputs([image], allow_remote=allow_remote)
+        wanted, records = Inputs([image], allow_remote=allow_remote), RecordFile(None)
         choices = None if candidates is None else read_candidates(candidates)
         model = load_chosen(BlipVQA, checkpoint, device, precision)
         pixels = normalised(one_picture(wanted, model.config.image_size), model.visual_encoder.cls_token)
         for record in answers(model, pixels, questions, choices, beams):
-            click.echo(json_line({"image": image} | record, sys.stdout.encoding), nl=False)
+            records.write([{"image": image} | record])
 
 
 def read_candidates(path: Path) -> list[str]:

@@ -23,11 +23,14 @@ class RecordFile:
     Attributes:
         done: the values of "image" in the records that were there.
 
-    Raises FileExistsError where the file is there and ``resume`` is not, ValueError where it holds anything else.
+    Raises FileExistsError where the file is there and ``resume`` is not, ValueError where it holds anything else, OSError where
+    standard output is meant and closed.
     """
 
     def __init__(self, path: Path | None, resume: bool = False) -> None:
         self.done: set[str] = set()
+        if path is None and sys.stdout is None:  # of a process that was started without
+            raise OSError("standard output is closed; expected it open for the records")
         self.stream: TextIO = sys.stdout
         self.path = path
         if path is not None and path.exists():
@@ -114,8 +117,14 @@ def check_problems(path: Path) -> None:
 
 
 def json_line(record: Mapping[str, Any], encoding: str | None = "utf-8") -> str:
-    """A record as one line. What the encoding cannot say are escapes: file names that are not UTF-8 keep their bytes."""
-    text = json.dumps(record, ensure_ascii=False)
+    """A record as one line. What the encoding cannot say are escapes: file names that are not UTF-8 keep their bytes.
+
+    Raises ValueError where a number is NaN or infinite, which no JSON is.
+    """
+    try:
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{record} has a number that is not finite; expected a model of finite weights") from error
     try:
         text.encode(encoding or "utf-8")  # a stream in memory has none
     except UnicodeEncodeError:

@@ -120,3 +120,17 @@ def test_problems_can_go_to_a_pipe(tmp_path: Path) -> None:
 
 def test_a_stream_without_encoding() -> None:
     assert json_line({"image": "caf\u00e9"}, io.StringIO().encoding) == '{"image": "caf\u00e9"}\n'
+
+
+def test_standard_output_that_is_closed_is_told_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    with pytest.raises(OSError, match="standard output is closed; expected it open for the records"):
+        RecordFile(None)
+
+
+@pytest.mark.parametrize("score", [float("nan"), -float("inf")])
+def test_what_is_no_json_is_not_written(tmp_path: Path, score: float) -> None:
+    path = tmp_path / "captions.jsonl"
+    with RecordFile(path) as records, pytest.raises(ValueError, match="not finite; expected a model of finite weights"):
+        records.write([{"image": "a", "score": 0.5}, {"image": "b", "score": score}])
+    assert path.read_text() == ""
