@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from blip_fast import models
+from blip_fast.data.packing import pack
+from tests.models.common import texts
 from tests.models.heads import HEADS
 
 # aot_eager traces forward and backward as inductor's default does, and compiles no code: quick.
@@ -57,3 +60,16 @@ def test_fullgraph_with_drawn_negatives_and_dropout():
     loss = torch.compile(head.loss, **OPTIONS)(model, head.inputs())
     loss.backward()
     assert torch.isfinite(loss)
+
+
+def test_texts_of_other_lengths_do_not_compile_anew():
+    head = HEADS["caption"]
+    model, (images, *_) = head.build(models.BlipCaptioner), head.inputs()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(head.loss, fullgraph=True, backend=counter)
+    for width in (15, 16, 22, 30, 18):
+        packed = pack(*texts(len(images), width, generator=width))
+        loss = compiled(model, (images, packed))
+        loss.backward()
+        torch.testing.assert_close(loss, head.loss(model, (images, packed)))
+    assert counter.frame_count <= 2  # the first lengths, and then any
