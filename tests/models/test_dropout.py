@@ -28,6 +28,22 @@ def test_each_kind_acts_in_training(name, kind):
     assert not torch.equal(first, other)
 
 
+@pytest.mark.parametrize("silent", ["attention", "crossattention"])
+def test_both_attentions_of_a_layer_drop(silent):
+    head = HEADS["caption"]
+    model, inputs = head.build(models.BlipCaptioner, attention_dropout=0.5), head.inputs()
+    for (
+        layer
+    ) in model.text_decoder.bert.encoder.layer:  # of values that are all the same, what is dropped does not show
+        getattr(layer, silent).self.value.weight.data.zero_()
+        getattr(layer, silent).self.value.bias.data.zero_()
+    losses = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        losses.append(head.loss(model, inputs))
+    assert not torch.equal(*losses)
+
+
 @pytest.mark.parametrize("name", [name for name in HEADS if name not in DRAWS_NEGATIVES])
 def test_without_dropout_no_random_numbers_are_drawn(name):
     loss_of(name, True, 1)

@@ -70,6 +70,14 @@ def test_packed_inputs():
     torch.testing.assert_close(fused(*packed, image_of_dialogue=IMAGE_OF_DIALOGUE).logits, expected)
 
 
+def test_without_a_mask_answers_are_taken_whole():
+    fused = pair(models.BlipVisDial, reference.BlipVisDial)[0].eval()
+    full = torch.full_like(ANSWERS[0], 120)
+    expected = fused(*INPUTS[:5], full, torch.ones_like(full), image_of_dialogue=IMAGE_OF_DIALOGUE).logits
+    whole = fused(*INPUTS[:5], full, None, image_of_dialogue=IMAGE_OF_DIALOGUE).logits
+    torch.testing.assert_close(whole, expected)
+
+
 def test_starts_from_pretraining(tmp_path):
     pretrained = pair(models.BlipPretrain, models.BlipPretrain, text_heads=1, vit_heads=1)[0]
     pretrained.save_pretrained(tmp_path / "equal.pth", "published")
