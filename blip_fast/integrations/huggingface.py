@@ -1,9 +1,9 @@
-"""Captioners of transformers that generate with blip_fast: the same object, weights, arguments and ids."""
+"""Captioners and VQA models of transformers that generate with blip_fast: the same object, weights, arguments and ids."""
 
 from __future__ import annotations
 
 import types
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,10 +11,16 @@ from torch import Tensor
 from blip_fast.checkpoints.huggingface import published_name
 from blip_fast.checkpoints.loading import fit
 from blip_fast.config import BlipConfig
-from blip_fast.models import BlipCaptioner
+from blip_fast.generation import Options, generate, prompts_of
+from blip_fast.models import BlipCaptioner, BlipVQA
 
 if TYPE_CHECKING:
-    from transformers import BlipForConditionalGeneration
+    from transformers import BlipForConditionalGeneration, BlipForQuestionAnswering
+
+    from blip_fast.checkpoints.pretrained import PretrainedModel
+
+    Speedable = TypeVar("Speedable", BlipForConditionalGeneration, BlipForQuestionAnswering)
+    Model = TypeVar("Model", bound=PretrainedModel)
 
 NEW_TOKENS = 20  # where no length is asked for, as in transformers
 PASSED_ON = ("num_beams", "do_sample", "top_p", "top_k", "temperature", "repetition_penalty", "num_return_sequences")
@@ -27,12 +33,15 @@ WITHOUT_EFFECT = {
 NEUTRAL = {"length_penalty": 1.0, "typical_p": 1.0, "encoder_repetition_penalty": 1.0, "num_beam_groups": 1}
 
 
-def speed_up(model: BlipForConditionalGeneration) -> BlipForConditionalGeneration:
+def speed_up(model: Speedable) -> Speedable:
     """Make ``model.generate`` run on blip_fast: image keys projected once, no copies of caches. Returns the same model.
 
     Weights are shared, not copied: the model may be trained, moved, cast, loaded and saved as before; hooks are not called.
     Greedy search, beam search and sampling give what transformers gives, dropout is off, and shorter prompts of a batch,
     padded on the right, give what they give alone. ``del model.generate`` puts transformers' own back.
+
+    Args:
+        model: a ``BlipForConditionalGeneration`` or a ``BlipForQuestionAnswering`` of transformers.
 
     Raises TypeError for another class, ValueError where the model has layers that BLIP has not. ``generate`` raises
     ValueError where it was given such layers afterwards, adapters for example, and for an option that changes the result
@@ -40,42 +49,50 @@ def speed_up(model: BlipForConditionalGeneration) -> BlipForConditionalGeneratio
     ``repetition_penalty``, ``num_return_sequences``, ``max_length``, ``max_new_tokens``, ``min_length`` and
     ``min_new_tokens``.
     """
-    from transformers import BlipForConditionalGeneration
+    from transformers import BlipForConditionalGeneration, BlipForQuestionAnswering
 
-    if not isinstance(model, BlipForConditionalGeneration):
-        raise TypeError(f"model is a {type(model).__name__}; expected a BlipForConditionalGeneration")
     holder: Any = model
-    holder.blip_fast_captioner = (shared_captioner(model),)  # in a tuple it is no part of transformers' model
-    holder.generate = types.MethodType(generate, model)
+    if isinstance(model, BlipForConditionalGeneration):
+        holder.blip_fast_model = (
+            shared_model(model, BlipCaptioner),
+        )  # in a tuple it is no part of transformers' model
+        holder.generate = types.MethodType(caption_ids, model)
+    elif isinstance(model, BlipForQuestionAnswering):
+        holder.blip_fast_model = (shared_model(model, BlipVQA),)
+        holder.generate = types.MethodType(answer_ids, model)
+    else:
+        raise TypeError(
+            f"model is a {type(model).__name__}; expected a BlipForConditionalGeneration or a BlipForQuestionAnswering"
+        )
     return model
 
 
-def shared_captioner(model: BlipForConditionalGeneration) -> BlipCaptioner:
-    """Our captioner on the parameters of transformers'."""
+def shared_model(model: Any, model_class: type[Model]) -> Model:
+    """Our model on the parameters of transformers'."""
     with torch.device("meta"):
-        captioner = BlipCaptioner(BlipConfig.from_hf(model.config.to_dict()))
+        ours = model_class(BlipConfig.from_hf(model.config.to_dict()))
     parameters = {published_name(name): part for name, part in model.named_parameters(remove_duplicate=False)}
     trained = {part: part.requires_grad for part in parameters.values()}
-    matching, report = fit(captioner, parameters)
+    matching, report = fit(ours, parameters)
     if report.initial or report.unexpected or report.reshaped:
         name = [*report.initial, *report.unexpected, *report.reshaped][0]
         raise ValueError(f"model differs from BLIP in '{name}'; expected the layers that transformers gives it")
-    captioner.load_state_dict(matching, assign=True)
+    ours.load_state_dict(matching, assign=True)
     for part, flag in trained.items():  # which assigning sets
         part.requires_grad_(flag)
-    return captioner.eval()
+    return ours.eval()
 
 
-def current_captioner(model: Any) -> BlipCaptioner:
-    """The captioner that was made for a model; a new one where parameters have been replaced or added since."""
-    captioner: BlipCaptioner = model.blip_fast_captioner[0]
-    if {*map(id, captioner.parameters())} != {*map(id, model.parameters())}:
-        captioner = shared_captioner(model)
-        model.blip_fast_captioner = (captioner,)
-    return captioner
+def current_model(model: Any) -> Any:
+    """Our model that was made for one of transformers'; a new one where parameters have been replaced or added since."""
+    (ours,) = model.blip_fast_model
+    if {*map(id, ours.parameters())} != {*map(id, model.parameters())}:
+        ours = shared_model(model, type(ours))
+        model.blip_fast_model = (ours,)
+    return ours
 
 
-def generate(
+def caption_ids(
     self: Any,
     pixel_values: Tensor,
     input_ids: Tensor | None = None,
@@ -85,14 +102,41 @@ def generate(
     **options: Any,
 ) -> Tensor:
     """Ids (B * num_return_sequences, n): arguments and result of transformers' ``generate``."""
-    captioner = current_captioner(self)
+    captioner = current_model(self)
+    refuse_other_sizes(interpolate_pos_encoding)
+    prompts = prompt_ids(input_ids, attention_mask, len(pixel_values), captioner.config).to(pixel_values.device)
+    options = fused_options(self, generation_config, options, prompts.shape[1], captioner.config)
+    return captioner.generate_ids(pixel_values, prompts, **options)
+
+
+@torch.no_grad()
+def answer_ids(
+    self: Any,
+    input_ids: Tensor,
+    pixel_values: Tensor,
+    attention_mask: Tensor | None = None,
+    interpolate_pos_encoding: bool = False,
+    generation_config: Any = None,
+    **options: Any,
+) -> Tensor:
+    """Ids (B * num_return_sequences, n): arguments and result of transformers' ``generate``.
+
+    As there, questions keep their first token (the published code puts [ENC]), and answers look at padding too.
+    """
+    vqa = current_model(self)
+    refuse_other_sizes(interpolate_pos_encoding)
+    questions = torch.as_tensor(input_ids)
+    mask = torch.ones_like(questions) if attention_mask is None else attention_mask
+    states = vqa.text_encoder(questions, mask, vqa.visual_states(pixel_values))
+    start = prompts_of(questions.new_tensor([vqa.config.dec_token_id]), len(questions), vqa.config)
+    settings = Options(**fused_options(self, generation_config, options, 1, vqa.config))
+    return generate(vqa.text_decoder, states, start, settings, vqa.config).ids
+
+
+def refuse_other_sizes(interpolate_pos_encoding: bool) -> None:
+    """ValueError where positions should be interpolated."""
     if interpolate_pos_encoding:
         raise ValueError("interpolate_pos_encoding=True; expected images of the size that the model has positions for")
-    prompts = prompt_ids(input_ids, attention_mask, len(pixel_values), captioner.config).to(pixel_values.device)
-    configs = [self.text_decoder.generation_config, *([] if generation_config is None else [generation_config])]
-    for config in reversed(configs):
-        options = config.to_diff_dict() | {name: value for name, value in options.items() if value is not None}
-    return captioner.generate_ids(pixel_values, prompts, **fused_options(options, prompts.shape[1], captioner.config))
 
 
 def prompt_ids(input_ids: Tensor | None, attention_mask: Tensor | None, batch: int, config: BlipConfig) -> Tensor:
@@ -109,8 +153,13 @@ def prompt_ids(input_ids: Tensor | None, attention_mask: Tensor | None, batch: i
     return ids.masked_fill(~mask, config.pad_token_id).masked_fill(first, config.dec_token_id)[:, :-1]
 
 
-def fused_options(options: dict[str, Any], prompt_length: int, config: BlipConfig) -> dict[str, Any]:
-    """Arguments of ``generate_ids`` for those of transformers' ``generate``."""
+def fused_options(
+    model: Any, generation_config: Any, options: dict[str, Any], prompt_length: int, config: BlipConfig
+) -> dict[str, Any]:
+    """Fields of :class:`Options` for arguments of transformers' ``generate``, then those of the model."""
+    configs = [model.text_decoder.generation_config, *([] if generation_config is None else [generation_config])]
+    for stored in reversed(configs):
+        options = stored.to_diff_dict() | {name: value for name, value in options.items() if value is not None}
     for name in sorted(options.keys() - {*PASSED_ON, *LENGTHS, *WITHOUT_EFFECT}):
         value = options[name]
         if isinstance(value, Tensor) or (value and value != NEUTRAL.get(name)):

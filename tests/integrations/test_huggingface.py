@@ -1,4 +1,4 @@
-"""A transformers captioner that generates with blip_fast gives the ids of transformers' own `generate`."""
+"""A transformers captioner or VQA model that generates with blip_fast gives the ids of transformers' own `generate`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ from torch import Tensor
 
 pytest.importorskip("transformers")
 
-from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, GenerationConfig
+from transformers import (
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipForQuestionAnswering,
+    GenerationConfig,
+)
 
 from blip_fast.checkpoints.huggingface import hf_config
 from blip_fast.integrations import speed_up
+from blip_fast.models import BlipVQA
 from tests.generation.common import captioner
+from tests.models.common import pair, texts
 
 IMAGES = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(9)) * 3
 PROMPT = torch.tensor([101, 120, 130, 102])
 PROMPTS = PROMPT.repeat(len(IMAGES), 1)
+QUESTIONS, MASK = texts(len(IMAGES), 8)
 
 
 @pytest.fixture
@@ -28,7 +36,15 @@ def model(tmp_path) -> BlipForConditionalGeneration:
     return BlipForConditionalGeneration.from_pretrained(tmp_path / "hf").eval()
 
 
-def own_generate(model: BlipForConditionalGeneration, *args: Any, **options: Any) -> Tensor:
+@pytest.fixture
+def vqa(tmp_path) -> BlipForQuestionAnswering:
+    model = pair(BlipVQA, BlipVQA)[0].eval()
+    model.text_decoder.cls.predictions.bias.data[102] = 0.3  # some answers end early
+    model.save_pretrained(tmp_path / "vqa", format="hf")
+    return BlipForQuestionAnswering.from_pretrained(tmp_path / "vqa").eval()
+
+
+def own_generate(model: Any, *args: Any, **options: Any) -> Tensor:
     return type(model).generate(model, *args, **options)
 
 
@@ -61,6 +77,37 @@ def test_same_ids(model, options):
         assert_same(speed_up(model).generate(*inputs, **options), expected)
         assert len({tuple(row) for row in expected.tolist()}) > 1
     assert torch.equal(PROMPTS[0], PROMPT)  # transformers overwrites the first token
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        dict(max_length=9),
+        dict(num_beams=3, min_length=4, max_new_tokens=8),
+        dict(num_beams=3, max_length=9, num_return_sequences=2, repetition_penalty=1.3),
+        dict(generation_config=GenerationConfig(num_beams=2, max_new_tokens=6)),
+    ],
+)
+def test_same_answers(vqa, options):
+    expected = own_generate(vqa, QUESTIONS, IMAGES, MASK, **options)
+    whole = own_generate(vqa, QUESTIONS, IMAGES, **options)
+    speed_up(vqa)
+    assert_same(vqa.generate(QUESTIONS, IMAGES, MASK, **options), expected)
+    assert_same(vqa.generate(input_ids=QUESTIONS.tolist(), pixel_values=IMAGES, **options), whole)
+    assert len({tuple(row) for row in expected.tolist()}) > 1
+
+
+def test_answers_follow_mask_and_weights(vqa):
+    before = speed_up(vqa).generate(QUESTIONS, IMAGES, MASK, max_length=9)
+    assert not torch.equal(before, vqa.generate(QUESTIONS, IMAGES, max_length=9))
+    with torch.no_grad():
+        vqa.text_encoder.encoder.layer[1].output.dense.weight.mul_(3)
+    after = vqa.generate(QUESTIONS, IMAGES, MASK, max_length=9)
+    assert not torch.equal(before, after)
+    assert_same(after, own_generate(vqa, QUESTIONS, IMAGES, MASK, max_length=9))
+    with pytest.raises(ValueError, match="interpolate_pos_encoding=True; expected images of the size"):
+        vqa.generate(QUESTIONS, IMAGES, MASK, interpolate_pos_encoding=True)
 
 
 def test_defaults_of_the_model_hold(model):
@@ -155,7 +202,9 @@ def test_refused(model, options, message):
 
 def test_other_models_are_refused(model):
     config = type(model.config)(**hf_config(captioner().config, "itm"))
-    with pytest.raises(TypeError, match="model is a BlipForImageTextRetrieval; expected a BlipForConditionalGen"):
+    with pytest.raises(
+        TypeError, match="model is a BlipForImageTextRetrieval; expected a BlipForConditionalGeneration or"
+    ):
         speed_up(BlipForImageTextRetrieval(config))
     model.text_decoder.bert.encoder.layer[1].output.adapter = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"model differs from BLIP in 'text_decoder\.bert\.encoder\.layer\.1\.output"):
