@@ -1,10 +1,6 @@
-"""Scripts written for the published code: its ``models`` package, with the published arguments, on this library.
+"""Scripts written for the published code: its package ``models``, with the published arguments, on this library.
 
-from blip_fast.integrations import patch_published
-
-patch_published()  # before the script's own imports
-
-from models.blip import blip_decoder  # and so on, as in the published demo
+After :func:`patch_published`, ``from models.blip import blip_decoder`` and so on work as in the published demo.
 """
 
 from __future__ import annotations
@@ -42,21 +38,12 @@ def patch_published() -> None:
     Losses, texts and scores are the published ones; see :data:`FACTORIES` for the names. Layers are called as published in
     the retrieval model alone (``text_encoder``, for its evaluation), which is no faster than the published code.
 
-    Raises RuntimeError where a package ``models`` is imported already.
+    Raises RuntimeError where another package ``models`` is imported already.
     """
-    if getattr(sys.modules.get("models"), "__doc__", None) == __doc__:
-        return
-    if "models" in sys.modules:
-        raise RuntimeError("a package 'models' is imported already; expected patch_published() before it")
-    package = types.ModuleType("models", __doc__)
-    package.__path__ = []
-    sys.modules["models"] = package
-    for name, factories in FACTORIES.items():
-        module = types.ModuleType(f"models.{name}", __doc__)
-        for factory in factories:
-            setattr(module, factory.__name__, factory)
-        setattr(package, name, module)
-        sys.modules[module.__name__] = module
+    package = MODULES["models"]
+    if sys.modules.setdefault("models", package) is not package:
+        raise RuntimeError("another package 'models' is imported already; expected patch_published() before it")
+    sys.modules.update(MODULES)
 
 
 def blip_decoder(pretrained: str = "", image_size: int = 384, prompt: str = PROMPT, **arguments: Any) -> Captioner:
@@ -156,3 +143,18 @@ FACTORIES: dict[str, tuple[Callable[..., Any], ...]] = {
     "blip_retrieval": (blip_retrieval,),
     "blip_pretrain": (blip_pretrain,),
 }
+
+
+def _published_modules() -> dict[str, types.ModuleType]:
+    """The published package and its modules by full name."""
+    package = types.ModuleType("models", __doc__)
+    package.__path__ = []
+    modules = {"models": package}
+    for name, factories in FACTORIES.items():
+        module = modules[f"models.{name}"] = types.ModuleType(f"models.{name}", __doc__)
+        module.__dict__.update({factory.__name__: factory for factory in factories})
+        setattr(package, name, module)
+    return modules
+
+
+MODULES = _published_modules()

@@ -68,7 +68,9 @@ def test_another_package_of_that_name_is_not_replaced(patched, tmp_path, monkeyp
     (tmp_path / "models.py").write_text("own = 1")
     monkeypatch.syspath_prepend(tmp_path)
     own = importlib.import_module("models")
-    with pytest.raises(RuntimeError, match="'models' is imported already; expected patch_published\\(\\) before it"):
+    with pytest.raises(
+        RuntimeError, match=r"another package 'models' is imported already; expected patch_published\(\)"
+    ):
         patch_published()
     assert sys.modules["models"] is own
 
