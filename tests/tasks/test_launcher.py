@@ -161,6 +161,17 @@ def test_fine_tuning_starts_from_pre_training(
             assert torch.equal(after[name.replace(".self.", f".{image}.")], before[name])
 
 
+def test_shards_are_trained_and_evaluated_as_copies_are(
+    settings_of: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    for strategy in ("ddp", "fsdp"):  # captions are generated: parameters are read outside of the forward pass
+        train("caption", settings_of("caption", strategy=strategy), tmp_path / strategy, ranks=2)
+    assert log(tmp_path / "ddp") == log(tmp_path / "fsdp")
+    for result in ("val_epoch1.json", "test_epoch0.json"):
+        ddp, fsdp = (json.loads((tmp_path / name / "result" / result).read_text()) for name in ("ddp", "fsdp"))
+        assert ddp == fsdp
+
+
 def torchrun(program: str, settings: dict[str, Any], output: Path, *flags: str) -> subprocess.Popen[str]:
     overrides = [part for name, value in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]

@@ -56,9 +56,9 @@ def losses(model: torch.nn.Module, batch: Batch, alpha: float) -> dict[str, Tens
 def train(rank: int, strategy: str, steps: int = STEPS) -> dict[str, Any]:
     """Losses of one rank, and the whole state afterwards."""
     trainer = Trainer(build(), losses, PretrainSettings(strategy=strategy, **SETTINGS))
-    if strategy == "fsdp":
-        sharded = [p for p in trainer.model.parameters() if isinstance(p, DTensor)]
-        assert len(sharded) == len(list(trainer.model.parameters())) - 1  # all but the temperature
+    sharded = [p for p in trainer.model.parameters() if isinstance(p, DTensor)]
+    # all but the temperature
+    assert len(sharded) == (len(list(trainer.model.parameters())) - 1 if strategy == "fsdp" else 0)
     reports = [trainer.step((batch_of(step, rank),), 1e-3, 0.4) for step in range(steps)]
     return {
         "losses": [[float(value) for value in report.values()] for report in reports],
