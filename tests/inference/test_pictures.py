@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,7 +18,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from blip_fast.data.pictures import BrokenSampleError
 from blip_fast.data.transforms import eval_transform
 from blip_fast.inference.inputs import Input, Inputs
-from blip_fast.inference.pictures import PictureBatch, normalised, picture_batches, read_picture
+from blip_fast.inference.pictures import PictureBatch, normalised, one_picture, picture_batches, read_picture
 from tests.inference.common import bomb, picture, pictures, shard
 
 CPU = torch.device("cpu")
@@ -47,6 +51,34 @@ def test_the_pixels_of_a_batch_are_pinned(tmp_path: Path, monkeypatch: pytest.Mo
     pinned = pin_memory(batch)
     assert torch.equal(pinned.pixels, batch.pixels + 1)
     assert (pinned.names, pinned.problems) == (batch.names, batch.problems)
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """Of a server of the files in tmp_path, on this machine."""
+    handler = functools.partial(QuietHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_pictures_are_fetched(tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path,) = pictures(tmp_path, 1)
+    item = f"{address}/{path.name}"
+    assert torch.equal(one_picture(Inputs([item], allow_remote=True), 32), one_picture(Inputs([str(path)]), 32))
+    with pytest.raises(BrokenSampleError, match=rf"^{address}/none.png: HTTPError: HTTP Error 404: File not found"):
+        one_picture(Inputs([f"{address}/none.png"], allow_remote=True), 32)
+    monkeypatch.setattr("blip_fast.inference.pictures.MAX_BYTES", path.stat().st_size)
+    one_picture(Inputs([item], allow_remote=True), 32)
+    monkeypatch.setattr("blip_fast.inference.pictures.MAX_BYTES", path.stat().st_size - 1)
+    with pytest.raises(BrokenSampleError, match=rf"has more than {path.stat().st_size - 1} bytes"):
+        one_picture(Inputs([item], allow_remote=True), 32)
 
 
 def test_pixels_out_of_a_shard(tmp_path: Path) -> None:
