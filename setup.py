@@ -51,9 +51,11 @@ class CMakeBuild(build_ext):
         # cmake and ninja from this environment come first; it need not be activated
         env = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
         cmake = shutil.which("cmake", path=env["PATH"]) or "cmake"
-        subprocess.check_call(
-            [cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *cmake_options(output)], env=env
-        )
+        # A build folder remembers the tools of the environment that it was made in, which may be gone.
+        options = ["-U*Python*", "-Upybind11*", *cmake_options(output)]
+        if ninja := shutil.which("ninja", path=env["PATH"]):
+            options.append(f"-DCMAKE_MAKE_PROGRAM={ninja}")
+        subprocess.check_call([cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *options], env=env)
         subprocess.check_call([cmake, "--build", str(build), "--parallel", jobs], env=env)
         self.record(output, None)
 

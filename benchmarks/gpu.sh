@@ -6,7 +6,7 @@
 # DIR/results.json is rewritten after every benchmark, DIR/log.txt holds all that was printed, the summary last;
 # DIR/bench.html is the page of them.
 # PYTHON names the interpreter (default: python3); it has to have torch, triton, transformers, click, rich and pytest. Where
-# it has pytest-xdist, tests run side by side; without webdataset and pydantic CapFilt is not measured.
+# it has pytest-xdist, tests run side by side; without webdataset and pydantic CapFilt and the launcher are not measured.
 # Where tests fail the benchmarks still run, but the results say so and the exit code is not 0. Benchmarks for which no time or
 # no package is there are listed as not measured, which is no error.
 set -euo pipefail
