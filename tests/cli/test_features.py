@@ -138,6 +138,9 @@ def test_refusals_are_one_sentence(tmp_path: Path, checkpoint: str) -> None:
     build("BlipFeatureExtractor").save_pretrained(tmp_path / "plain")
     (tmp_path / "bad.json").write_text('[{"image": "a.png"}]')
     (tmp_path / "bad.jsonl").write_text("{")
+    (tmp_path / "none.json").write_text("[]")
+    (tmp_path / "names.json").write_text('["a.png"]')
+    (tmp_path / "gone.json").write_text('[{"image": "gone.png", "caption": "a cat"}]')
     (tmp_path / "broken.png").write_bytes(b"")
     image = picture(tmp_path / "a.png")
     for arguments, message in (
@@ -146,6 +149,15 @@ def test_refusals_are_one_sentence(tmp_path: Path, checkpoint: str) -> None:
         (
             (tmp_path / "bad.jsonl", "--kind", "multimodal", "--checkpoint", checkpoint),
             "neither JSON lines nor a JSON list",
+        ),
+        ((tmp_path / "none.json", "--kind", "multimodal", "--checkpoint", checkpoint), "there are no pairs; expected"),
+        (
+            (tmp_path / "names.json", "--kind", "multimodal", "--checkpoint", checkpoint),
+            "record 1 of .* has no 'image'",
+        ),
+        (
+            (tmp_path / "gone.json", "--kind", "multimodal", "--checkpoint", checkpoint),
+            "none of the inputs could be read",
         ),
         ((image, "--kind", "multimodal", "--checkpoint", checkpoint), "a.png holds neither JSON lines nor"),
         (("caf\udce9", "--kind", "text", "--checkpoint", checkpoint), r"texts has 'caf.udce9'; expected text without"),

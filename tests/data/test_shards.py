@@ -4,6 +4,7 @@ import errno
 import io
 import itertools
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +99,12 @@ def test_an_index_is_kept_beside_the_shard_until_the_shard_changes(
     beside = shards[0].with_name(shards[0].name + INDEX_SUFFIX)
     beside.write_bytes(beside.read_bytes()[:100])
     assert len(tar_index(shards[0])) == 5
+
+
+def test_a_folder_that_cannot_be_written_keeps_no_index(shards: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+    assert len(tar_index(shards[0])) == 4
+    assert not (shards[0].parent / (shards[0].name + INDEX_SUFFIX)).exists()
 
 
 def test_captions_come_from_texts_or_json(tmp_path: Path) -> None:

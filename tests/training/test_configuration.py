@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from blip_fast.checkpoints import VIT_BASE, VIT_LARGE
 from blip_fast.training.configuration import SettingsError, find_config, load_settings, read_yaml, write_settings
 from blip_fast.training.settings import (
     CaptionSettings,
@@ -90,6 +91,18 @@ def test_published_files_parse_and_ours_hold_their_values(name: str, tmp_path: P
     for key, value in PUBLISHED[name].items():
         expected = float(value) if isinstance(value, str) and value[:1].isdigit() else value
         assert getattr(published, key) == expected, key
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES.keys() - {"retrieval_flickr"}))  # whose class is retrieval_coco's
+def test_defaults_are_the_published_values(name: str) -> None:
+    shipped = load_settings(CLASSES[name], CONFIGS / f"{name}.yaml").model_dump(exclude=set(PATHS))
+    assert CLASSES[name]().model_dump(exclude=set(PATHS)) == shipped
+
+
+def test_pretraining_starts_from_the_published_image_encoders() -> None:
+    assert PretrainSettings().vit_source == VIT_BASE
+    assert PretrainSettings(vit="large").vit_source == VIT_LARGE
+    assert PretrainSettings(init_vit="own.pth").vit_source == "own.pth"
 
 
 def test_our_own_keys_change_nothing_by_default() -> None:

@@ -29,6 +29,7 @@ from blip_fast.training.distributed import (
 )
 def test_ranks_come_from_torchrun_then_slurm(environ: dict[str, str], world_size: int, expected: Rank) -> None:
     assert find_rank(environ, world_size) == expected
+    assert find_rank(environ, world_size, distributed=expected.world_size > 1) == expected
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from blip_fast.tasks.base import Routine
 from blip_fast.training import resume
 from blip_fast.training.checkpoint import WriteError
 from blip_fast.training.engine import NonFiniteStop, Outcome
-from tests.training.common import ToyTask, run, same, toy, weights
+from tests.training.common import ToyData, ToyTask, run, same, toy, weights
 
 BEST_ROUTINE = Routine(splits=("val", "test"), best=("a", "b"), logs_best_epoch=True, evaluate_file="evaluate.txt")
 LAST = "checkpoint_02.pth"
@@ -45,6 +45,14 @@ def test_every_epoch_becomes_a_checkpoint_with_the_published_content(tmp_path: P
     assert (content["epoch"], content["config"]["init_lr"]) == (2, 0.01)
     assert content["optimizer"]["state"][0]["step"] == 18
     assert not same(weights(tmp_path / "checkpoint_00.pth"), weights(tmp_path / "checkpoint_01.pth"))
+
+
+def test_data_is_told_the_epoch(tmp_path: Path) -> None:
+    task, data, epochs = toy(tmp_path), ToyData(), []
+    data.set_epoch = epochs.append  # type: ignore[attr-defined]
+    task.train_data = lambda: data  # type: ignore[method-assign]
+    run(task)
+    assert epochs == [0, 1, 2]
 
 
 def test_log_has_averages_as_strings(tmp_path: Path) -> None:
