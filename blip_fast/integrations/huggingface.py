@@ -125,7 +125,7 @@ def answer_ids(
     """
     vqa = current_model(self)
     refuse_other_sizes(interpolate_pos_encoding)
-    questions = torch.as_tensor(input_ids)
+    questions = torch.as_tensor(input_ids, device=pixel_values.device)
     mask = torch.ones_like(questions) if attention_mask is None else attention_mask
     states = vqa.text_encoder(questions, mask, vqa.visual_states(pixel_values))
     start = prompts_of(questions.new_tensor([vqa.config.dec_token_id]), len(questions), vqa.config)

@@ -113,17 +113,24 @@ def test_defaults_are_the_published_ones():
         "blip_retrieval": 384,
         "blip_pretrain": 224,
     }
+    generate = inspect.signature(published.Captioner.generate).parameters.values()
+    expected = dict(sample=False, num_beams=3, max_length=30, min_length=10, top_p=0.9, repetition_penalty=1.0)
+    assert {part.name: part.default for part in generate if part.name not in ("self", "image")} == expected
+    assert inspect.signature(published.VQA.forward).parameters["k_test"].default == 128
 
 
 def test_captions(arguments):
     model = published.blip_decoder(prompt="a photo of ", **arguments)
+    model.text_decoder.cls.predictions.bias.data[2000] = 0.5  # a word that is written again and again
     ours = same_model(models.BlipCaptioner, model)
     captions = ["a photo of a red bird", "a photo of two dogs"]
     expected = ours(IMAGES, ["a red bird", "two dogs"], prompt="a photo of ").loss
     torch.testing.assert_close(model(IMAGES, captions), expected)
     assert model.generate(IMAGES) == ours.generate(IMAGES, "a photo of ", 3, 30, 10)
-    beams = dict(num_beams=2, max_length=12, min_length=6, repetition_penalty=1.3)
-    assert model.generate(IMAGES, **beams) == ours.generate(IMAGES, "a photo of ", **beams)
+    beams = dict(num_beams=2, max_length=12, min_length=6)
+    penalised = model.generate(IMAGES, **beams, repetition_penalty=9.0)
+    assert penalised == ours.generate(IMAGES, "a photo of ", **beams, repetition_penalty=9.0)
+    assert penalised != model.generate(IMAGES, **beams)
     torch.manual_seed(3)
     drawn = model.generate(IMAGES, sample=True, top_p=0.8, max_length=12, min_length=6, repetition_penalty=5.0)
     torch.manual_seed(3)
@@ -169,6 +176,7 @@ def test_questions(arguments):
     best = model(IMAGES, QUESTIONS, candidates, train=False, inference="rank", k_test=2)
     assert [answers[index] for index in best] == ours.rank(IMAGES, QUESTIONS, answers, k=2)
     for given, message in (
+        (dict(answer=answers, n=counts), "answer, n or weights is missing"),
         (dict(train=True), "answer, n or weights is missing; expected all three where train=True"),
         (dict(train=False), "answer is missing; expected the candidates' tokens for inference='rank'"),
         (dict(train=False, inference="guess"), "inference='guess'; expected 'rank' or 'generate'"),

@@ -63,5 +63,7 @@ def test_errors() -> None:
         text_ranks(torch.zeros(2, 2), torch.tensor([0, 0]))
     with pytest.raises(ValueError, match=r"scores has shape \(2, 2\) for 3 texts"):
         text_ranks(torch.zeros(2, 2), torch.tensor([0, 0, 1]))
+    with pytest.raises(ValueError, match=r"scores has shape \(3,\) for 3 texts"):
+        text_ranks(torch.zeros(3), torch.tensor([0, 0, 1]))
     with pytest.raises(ValueError, match="image_of_text names images 0 to 2; expected 0 to 1"):
         image_ranks(torch.zeros(2, 2), torch.tensor([0, 2]))
