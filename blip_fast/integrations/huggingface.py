@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -51,19 +52,19 @@ def speed_up(model: Speedable) -> Speedable:
     """
     from transformers import BlipForConditionalGeneration, BlipForQuestionAnswering
 
-    holder: Any = model
+    ours: PretrainedModel
+    method: Callable[..., Tensor]
     if isinstance(model, BlipForConditionalGeneration):
-        holder.blip_fast_model = (
-            shared_model(model, BlipCaptioner),
-        )  # in a tuple it is no part of transformers' model
-        holder.generate = types.MethodType(caption_ids, model)
+        ours, method = shared_model(model, BlipCaptioner), caption_ids
     elif isinstance(model, BlipForQuestionAnswering):
-        holder.blip_fast_model = (shared_model(model, BlipVQA),)
-        holder.generate = types.MethodType(answer_ids, model)
+        ours, method = shared_model(model, BlipVQA), answer_ids
     else:
         raise TypeError(
             f"model is a {type(model).__name__}; expected a BlipForConditionalGeneration or a BlipForQuestionAnswering"
         )
+    holder: Any = model
+    holder.blip_fast_model = (ours,)  # in a tuple it is no part of transformers' model
+    holder.generate = types.MethodType(method, model)
     return model
 
 
