@@ -28,7 +28,7 @@ from blip_fast.integrations.published_models import (
     Retrieval,
 )
 
-MED_CONFIG = "configs/med_config.json"
+MED_CONFIG, BERT_CONFIG = "configs/med_config.json", "configs/bert_config.json"  # published defaults, both BERT-base
 Model = TypeVar("Model", bound=PretrainedModel)
 
 
@@ -96,11 +96,12 @@ def blip_pretrain(
     embed_dim: int = 256,
     queue_size: int = 57600,
     momentum: float = 0.995,
+    med_config: str = BERT_CONFIG,
     **arguments: Any,
 ) -> Pretrain:
     """Pre-training, from a ViT trained on ImageNet and BERT: ``ita, itm, lm = model(image, caption, alpha)``."""
     sizes = dict(image_size=image_size, embed_dim=embed_dim, queue_size=queue_size, momentum=momentum)
-    model = _built(Pretrain, "", sizes, vit=vit, **arguments)
+    model = _built(Pretrain, "", sizes, med_config, vit, **arguments)
     load_vit(model, VIT_BASE if vit == "base" else VIT_LARGE)
     load_bert(model, BERT_BASE)
     return model
@@ -122,9 +123,8 @@ def _built(
     vit_grad_ckpt: bool = False,
     vit_ckpt_layer: int = 0,
 ) -> Model:
-    """A model in train mode, as published. The default ``med_config`` is BERT-base where there is no such file."""
-    is_there = med_config != MED_CONFIG or Path(med_config).is_file()
-    text = json.loads(Path(med_config).read_text(encoding="utf-8")) if is_there else None
+    """A model in train mode, as published."""
+    text = _text_values(med_config)
     model = model_class(BlipConfig.from_published({"vit": vit}, text, model_class.head, **sizes))
     if vit_grad_ckpt:
         encoder: Any = model.visual_encoder
@@ -133,6 +133,22 @@ def _built(
     if pretrained:
         model.load_report = load_checkpoint(model, pretrained)
     return model
+
+
+def _text_values(med_config: str) -> dict[str, Any] | None:
+    """What a file says of the text model; None, for BERT-base, where it is a published default that is not there."""
+    path = Path(med_config)
+    if med_config in (MED_CONFIG, BERT_CONFIG) and not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"med_config={med_config!r} is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"med_config={med_config!r} holds a {type(values).__name__}; expected a mapping of names to values"
+        )
+    return values
 
 
 FACTORIES: dict[str, tuple[Callable[..., Any], ...]] = {

@@ -260,8 +260,16 @@ def test_med_config_of_the_working_folder(arguments, tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "med_config.json").write_text(json.dumps(TEXT))
     assert published.blip_decoder(image_size=16).config.text_layers == 2
+    (tmp_path / "configs" / "bert_config.json").write_text(json.dumps(TEXT | dict(num_hidden_layers=1)))
+    for name in ("load_vit", "load_bert"):
+        monkeypatch.setattr(published, name, lambda model, source: None)
+    assert published.blip_pretrain(image_size=16, queue_size=4).config.text_layers == 1
     with pytest.raises(FileNotFoundError, match=r"other\.json"):
         published.blip_decoder(med_config="other.json", image_size=16)
+    for content, message in (("{", "med_config='other.json' is no JSON"), ("[]", "holds a list; expected a mapping")):
+        (tmp_path / "other.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            published.blip_decoder(med_config="other.json", image_size=16)
 
 
 def test_blocks_are_computed_again_where_asked(arguments):

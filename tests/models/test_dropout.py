@@ -32,9 +32,7 @@ def test_each_kind_acts_in_training(name, kind):
 def test_both_attentions_of_a_layer_drop(silent):
     head = HEADS["caption"]
     model, inputs = head.build(models.BlipCaptioner, attention_dropout=0.5), head.inputs()
-    for (
-        layer
-    ) in model.text_decoder.bert.encoder.layer:  # of values that are all the same, what is dropped does not show
+    for layer in model.text_decoder.bert.encoder.layer:  # where all values are 0, what is dropped does not show
         getattr(layer, silent).self.value.weight.data.zero_()
         getattr(layer, silent).self.value.bias.data.zero_()
     losses = []
