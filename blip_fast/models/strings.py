@@ -18,10 +18,16 @@ Texts: TypeAlias = Tensor | PackedTexts | Sequence[str]
 def pack_texts(
     texts: Texts, attention_mask: Tensor | None, use: Use, model: PretrainedModel, device: torch.device
 ) -> PackedTexts:
-    """Packed texts on ``device``; see :func:`pack` for ids and mask, and :func:`padded_texts` for strings."""
-    if isinstance(texts, PackedTexts):
-        return texts
-    return pack(*padded_texts(texts, attention_mask, use, model, device))
+    """Packed texts on ``device``; see :func:`pack` for ids and mask, and :func:`padded_texts` for strings.
+
+    Raises ValueError where texts that are tensors lie elsewhere; the mask may.
+    """
+    if not isinstance(texts, PackedTexts):
+        texts = pack(*padded_texts(texts, attention_mask, use, model, device))
+    found = texts.input_ids.device
+    if found != device:
+        raise ValueError(f"texts are on {found}; expected {device}, where images and model are")
+    return texts
 
 
 def own_images(texts: PackedTexts, images: int, device: torch.device) -> Tensor:

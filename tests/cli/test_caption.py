@@ -187,6 +187,7 @@ def test_a_prompt_that_is_no_unicode_is_refused(tmp_path: Path, checkpoint: str)
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_precisions(tmp_path: Path, checkpoint: str, precision: str) -> None:
-    result = run(picture(tmp_path / "a.png"), "--checkpoint", checkpoint, "--precision", precision, "--quiet")
+    image = picture(tmp_path / "a.png")
+    result = run(image, "--checkpoint", checkpoint, "--precision", precision, "--device", "cpu", "--quiet")
     assert result.exit_code == 0, result.output
     assert len(records(result.stdout)) == 1

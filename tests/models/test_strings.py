@@ -117,6 +117,9 @@ def test_refused():
     model = build("BlipITM")
     with pytest.raises(ValueError, match="attention_mask is given for texts that are strings"):
         model.itm(IMAGES, CAPTIONS, torch.ones(3, 35))
+    ids = torch.ones(3, 5, dtype=torch.long, device="meta")
+    with pytest.raises(ValueError, match="texts are on meta; expected cpu, where images and model are"):
+        model.itm(IMAGES, ids, torch.ones(3, 5))
     with pytest.raises(TypeError, match="texts is 'a cat'; expected a list of strings"):
         model.itm(IMAGES, "a cat")
     with pytest.raises(TypeError, match="expected a list of strings"):

@@ -64,4 +64,5 @@ def test_runs_without_an_engine_begin_their_epochs_themselves() -> None:
 
 
 def test_memory_is_that_of_this_process() -> None:
-    assert 10 * 2**20 < peak_memory() < 2**40
+    least = 1 if torch.cuda.is_available() else 10 * 2**20  # a GPU's may be a test's few tensors
+    assert least <= peak_memory() < 2**40
