@@ -34,7 +34,7 @@ def outruns_mkl() -> bool:
 
 @torch.compiler.assume_constant_result
 def mkl_at_full_rate() -> bool:
-    """Whether torch's fp32 product (MKL) uses all of this CPU's AVX-512: on Intel's."""
+    """Whether torch's fp32 product (MKL) uses this CPU's widest vectors: everywhere but on AMD's CPUs with AVX-512."""
     return _says("mkl_at_full_rate")
 
 

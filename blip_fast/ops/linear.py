@@ -21,7 +21,7 @@ from blip_fast.reference.linear import backward as reference_backward
 from blip_fast.reference.linear import is_plain
 from blip_fast.reference.linear import linear as eager
 
-MANY_ROWS = 64  # from there on MKL at its full rate is faster, and twice as fast at 500 ...
+MANY_ROWS = 64  # from there on MKL at its full rate is faster, with AVX-512 twice as fast at 500 ...
 MANY_PRODUCTS = 150e6  # ... but from there on (rows x K x N) ours by thirds is, where the CPU has AMX
 
 
@@ -29,9 +29,9 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool
     """``input @ weight.T + bias``, and GELU (arXiv 1606.08415, with the error function) of it if ``gelu``.
 
     Without gradient, a row of the result depends on that row of the input alone, bit by bit: not on how many rows there are,
-    unless there are 64 or more on an Intel CPU with AVX-512, where other products are faster. With gradient it is torch's
-    product, but for fp32 on CPUs where ours is faster, and where a backend is forced. Under autocast it is torch's, in
-    autocast's dtype.
+    unless there are 64 or more on a CPU other than AMD's with AVX-512, where other products are faster. With gradient it is
+    torch's product, but for fp32 on CPUs where ours is faster, and where a backend is forced. Under autocast it is torch's,
+    in autocast's dtype.
 
     Args:
         input: (..., K) floating point, contiguous or not.

@@ -110,7 +110,7 @@ BLIP_FAST_INLINE void dots_of(const Layer& p, int64_t rows, int64_t row, int64_t
 
 // Rows of x whose sums fill the registers.
 template <class Isa>
-constexpr int kRows = Isa::kWidth == 16 ? 6 : 2;
+constexpr int kRows = Isa::kWidth == 16 ? 6 : 3;
 
 // All rows of a tile times J rows of the weight; each of the first J / F groups of rows fetches F of the rows behind.
 template <class Isa, int J, int F>
