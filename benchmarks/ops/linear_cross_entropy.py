@@ -24,6 +24,7 @@ from ..peers.packages import why_absent
 PLACE = 40
 C, V = 768, 30524
 CHUNK = 128
+NO_BFLOAT16 = ("DEFAULT", "AVX2")  # CPUs on which torch's bfloat16 products take a minute a step
 AIMS = {"cpu": (Aim(1.5, over="eager"),), "cuda": (Aim(1.0, over="eager"), Aim(0.8))}
 Answer = tuple[Tensor, ...]
 Loss = Callable[..., Tensor]
@@ -61,10 +62,7 @@ def cases(setting: Setting) -> Iterable[Case]:
             Job("1,000 tokens, weighted rows", 1000, packed, dtype, reduction="none"),
             Job("1,000 tokens, no label smoothing", 1000, packed, dtype, smoothing=0.0),
         ]
-        if on_gpu or torch.backends.cpu.get_cpu_capability() not in (
-            "DEFAULT",
-            "AVX2",
-        ):  # there torch takes a minute a call
+        if on_gpu or torch.backends.cpu.get_cpu_capability() not in NO_BFLOAT16:
             jobs.append(Job("1,000 tokens, 1 in 7 ignored", 1000, packed, other))
     return (_case(job, setting.device) for job in jobs)
 
