@@ -91,7 +91,7 @@ def test_kept_logits_are_those_of_the_loss(backend):
         with blip_fast.backend(backend):
             losses = linear_cross_entropy(hidden * 16, weight, bias, labels, 0.0, -100, "none")
             (grad_bias,) = torch.autograd.grad(losses.sum(), bias)
-        assert abs(grad_bias.double().sum().item()) < 16 * torch.finfo(dtype).eps + 1e-5
+        assert abs(grad_bias.double().sum().item()) < 16 * torch.finfo(dtype).eps + 1e-4  # exponents of 64 in fp32
 
 
 @BACKENDS
