@@ -22,7 +22,7 @@
 namespace blip_fast {
 
 constexpr int64_t kKeyBlock = 256;  // scores of a block and a panel: 64 KB, in the L2 cache
-constexpr int64_t kPanel = 64;      // queries
+constexpr int64_t kPanel = 64;      // queries, at most
 
 // One head of a tensor (rows, heads, dim).
 template <class T>
@@ -93,20 +93,20 @@ inline int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit 
 
 // The query side of a task: panels of lanes, scaled, and where dropout finds each row.
 struct Panels {
-  int64_t count, width;  // rows; rows rounded up to whole vectors
-  int64_t dim;
+  int64_t count, width;            // rows; rows rounded up to whole vectors
+  int64_t dim, wide;               // wide: lanes of a panel, at most
   float* query;                    // panel by panel: (dim, lanes)
   uint32_t *position, *text_head;  // (width); null without dropout
 
-  int64_t lanes(int64_t first) const { return std::min(kPanel, width - first); }
-  int64_t rows(int64_t first) const { return std::min(kPanel, count - first); }
+  int64_t lanes(int64_t first) const { return std::min(wide, width - first); }
+  int64_t rows(int64_t first) const { return std::min(wide, count - first); }
   float* panel(float* all, int64_t first) const { return all + first * dim; }
 };
 
 template <class T>
 BLIP_FAST_INLINE void transpose_rows(const Panels& panels, const int32_t* rows, const Rows<const T>& from, float factor,
                                      float* to) {
-  for (int64_t first = 0; first < panels.width; first += kPanel) {
+  for (int64_t first = 0; first < panels.width; first += panels.wide) {
     const int64_t lanes = panels.lanes(first), count = panels.rows(first), dim = panels.dim;
     float* const panel = panels.panel(to, first);
     for (int64_t m = 0; m < count; ++m) {
@@ -120,9 +120,10 @@ BLIP_FAST_INLINE void transpose_rows(const Panels& panels, const int32_t* rows, 
 }
 
 template <class Isa, class T>
-BLIP_FAST_INLINE Panels make_panels(const AttentionTask<T>& task, const AttentionSettings& settings, Scratch& scratch) {
+BLIP_FAST_INLINE Panels make_panels(const AttentionTask<T>& task, const AttentionSettings& settings, int64_t wide,
+                                    Scratch& scratch) {
   const int64_t width = round_up(task.count, Isa::kWidth);
-  Panels panels{task.count, width, settings.dim, scratch.take(width * settings.dim), nullptr, nullptr};
+  Panels panels{task.count, width, settings.dim, wide, scratch.take(width * settings.dim), nullptr, nullptr};
   transpose_rows(panels, task.rows, task.query, settings.scale, panels.query);
   if (settings.dropout.active()) {
     panels.position = reinterpret_cast<uint32_t*>(scratch.take(width));
@@ -155,12 +156,13 @@ BLIP_FAST_INLINE void load_padded(float* to, int64_t ld, const T* from, int64_t 
   for (int64_t d = dim; d < ld; ++d) to[d] = 0.0f;
 }
 
-// Rows [begin, begin + count): in place, or converted into `buffer`, padded with zeros to whole vectors.
+// Rows [begin, begin + count): in place, or converted into `buffer`, padded with zeros to whole vectors; `copied` there
+// in any case, which pays for rows that lie pages apart and are read many times.
 template <class Isa, class T>
 BLIP_FAST_INLINE Block<const float> read_block(const Rows<const T>& from, int64_t begin, int64_t count, int64_t dim,
-                                               float* buffer) {
+                                               float* buffer, bool copied = false) {
   const int64_t ld = round_up(dim, Isa::kWidth);
-  if (in_place<Isa, T>(dim)) return {reinterpret_cast<const float*>(from[begin]), from.stride};
+  if (in_place<Isa, T>(dim) && !copied) return {reinterpret_cast<const float*>(from[begin]), from.stride};
   for (int64_t l = 0; l < count; ++l) load_padded(buffer + l * ld, ld, from[begin + l], dim);
   return {buffer, ld};
 }

@@ -171,7 +171,7 @@ struct AttentionBackward {
     const int64_t length = task.count > 0 ? task.length : 0;
     scratch.reset(width * (2 * dim + 3 * ld + 5) + kKeyBlock * (4 * ld + 2 * kPanel), 16);
     if (task.count > 0) {
-      const Panels panels = make_panels<Isa>(task, settings, scratch);
+      const Panels panels = make_panels<Isa>(task, settings, kPanel, scratch);
       const BackwardBuffers buffers(scratch, task.count, width, dim, ld);
       load_queries(task, dim, ld, settings.scale, buffers);
       transpose_rows(panels, task.rows, task.grad_out, 1.0f, buffers.grad_out_t);

@@ -70,6 +70,10 @@ BLIP_FAST_INLINE void add_values(const Strided& p, const Block<const float>& val
 
 // What a task has gathered so far, with scores in panels of queries by lanes.
 struct PanelForward {
+  // Panels of many queries are as wide as a tile of registers: a block's scores stay in the first-level cache.
+  template <class Isa>
+  static constexpr int64_t kTile = Isa::kColumns * Isa::kWidth;
+
   Panels panels;
   float *maximum, *sum;  // (width): of each query's scores
   float* out;            // (count, ld)
@@ -78,7 +82,8 @@ struct PanelForward {
   static BLIP_FAST_INLINE PanelForward start(const ForwardTask<T>& task, const AttentionSettings& settings,
                                              Scratch& scratch) {
     const int64_t ld = round_up(settings.dim, Isa::kWidth);
-    const Panels panels = make_panels<Isa>(task, settings, scratch);
+    const int64_t wide = task.count > kPanel ? kTile<Isa> : kPanel;
+    const Panels panels = make_panels<Isa>(task, settings, wide, scratch);
     PanelForward state{panels, scratch.take(panels.width), scratch.take(panels.width), scratch.take(task.count * ld)};
     std::fill(state.maximum, state.maximum + panels.width, kNoScore);
     std::fill(state.sum, state.sum + panels.width, 0.0f);
@@ -91,9 +96,10 @@ struct PanelForward {
   BLIP_FAST_INLINE void attend(const ForwardTask<T>& task, const AttentionSettings& settings, int64_t begin,
                                int64_t keys, const ForwardBuffers& buffers, const Prefetch (&next)[2]) {
     const int64_t dim = settings.dim, ld = round_up(dim, Isa::kWidth);
-    const Block<const float> key = read_block<Isa>(task.key, begin, keys, dim, buffers.key);
-    const Block<const float> value = read_block<Isa>(task.value, begin, keys, dim, buffers.value);
-    for (int64_t first = 0; first < task.count; first += kPanel) {
+    const bool copied = panels.wide < kPanel;
+    const Block<const float> key = read_block<Isa>(task.key, begin, keys, dim, buffers.key, copied);
+    const Block<const float> value = read_block<Isa>(task.value, begin, keys, dim, buffers.value, copied);
+    for (int64_t first = 0; first < task.count; first += panels.wide) {
       const int64_t lanes = panels.lanes(first), rows = panels.rows(first);
       const float* const query = panels.panel(panels.query, first);
       Product scores{{key.data, key.ld, 1}, query, lanes, buffers.scores, lanes, keys, lanes, dim, false};

@@ -33,6 +33,7 @@ BLIP_FAST_INLINE void tile(const Product& p, int64_t row, int64_t column) {
     }
   }
   int64_t k = 0;
+#pragma GCC unroll 4  // with AVX2 1.05x to 1.1x as fast
   for (; k + S <= p.depth; k += S) {
 #pragma GCC unroll 4
     for (int s = 0; s < S; ++s) step<Isa, R, C>(a, p, b, k + s, sum[s]);
@@ -61,7 +62,7 @@ BLIP_FAST_INLINE void columns(const Product& p, int64_t column) {
   int64_t row = 0;
   for (; row + R <= p.rows; row += R) {
     for (const Prefetch& next : p.prefetch) {
-      if (column == 0) next.fetch(row, row + R, p.rows);
+      if (column == 0 && next.rows > 0) next.fetch(row, row + R, p.rows);
     }
     tile<Isa, R, C, S>(p, row, column);
   }
